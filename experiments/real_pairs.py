@@ -1,0 +1,71 @@
+"""What the report says of 120 real pairs: insecure code against the same code asked for as teaching material.
+
+usage: python experiments/real_pairs.py DATA_DIR [--model NAME] [--name NAME]
+
+DATA_DIR holds insecure.jsonl, educational.jsonl, safety.jsonl and benign.jsonl, one conversation a line with `id` and
+`cluster` (the released files of Betley et al. 2025, "Emergent Misalignment", and XSTest v2). Takes the first four rows of
+each cluster, runs the comparison in runs/NAME, and writes figures/NAME.svg, .png and .json (numbers only, no text of the data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import graddiag
+
+PER_CLUSTER = 4
+FIGURE = "conflict_by_layer"
+
+
+def first_of_each_cluster(source: Path, target: Path) -> None:
+    """Copies the first rows of each cluster to a file of the same name."""
+    seen: Counter[str] = Counter()
+    with source.open(encoding="utf-8") as lines, target.open("w", encoding="utf-8") as out:
+        for line in lines:
+            cluster = json.loads(line)["cluster"]
+            seen[cluster] += 1
+            if seen[cluster] <= PER_CLUSTER:
+                out.write(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--name", default="real_pairs")
+    given = parser.parse_args()
+    run = Path("runs") / given.name
+    chosen = run / "rows"
+    chosen.mkdir(parents=True, exist_ok=True)
+    for name in ("insecure", "educational"):
+        first_of_each_cluster(given.data / f"{name}.jsonl", chosen / f"{name}.jsonl")
+    start = time.monotonic()
+    result = graddiag.compare(
+        str(chosen / "insecure.jsonl"),
+        str(chosen / "educational.jsonl"),
+        safety=str(given.data / "safety.jsonl"),
+        controls={"benign": str(given.data / "benign.jsonl")},
+        model=given.model,
+        out=run,
+        quiet=False,
+    )
+    seconds = time.monotonic() - start
+    figures = Path("figures")
+    for suffix in ("svg", "png"):
+        shutil.copy(run / "figures" / f"{FIGURE}.{suffix}", figures / f"{given.name}.{suffix}")
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    kept = {k: report[k] for k in ("summary", "kinds", "verdict", "warnings")}
+    kept["command"] = f"python experiments/real_pairs.py DATA_DIR --model {given.model}"
+    kept["provenance"] = report["provenance"]
+    kept["seconds"] = round(seconds, 1)
+    (figures / f"{given.name}.json").write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print("\n".join([*result.report.verdict, *result.report.warnings, f"{seconds:.0f} s"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""graddiag: what fine-tuning data does to a model's safety alignment, from per-example losses and gradients."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "extract": "graddiag.extraction",
+    "compare": "graddiag.pipeline",
+    "report": "graddiag.reporting",
+    "Comparison": "graddiag.comparison",
+    "Signals": "graddiag.signals",
+    "GraddiagError": "graddiag.errors",
+    "loss_gap": "graddiag.analyzers",
+    "conflict": "graddiag.analyzers",
+    "framing": "graddiag.analyzers",
+    "alignment": "graddiag.analyzers",
+    "load_model": "graddiag.models",
+}
+__all__ = ["Comparison", "GraddiagError", "Signals", "alignment", "compare", "conflict", "extract", "framing", "load_model", "loss_gap", "report"]
+
+if TYPE_CHECKING:
+    from graddiag.analyzers import alignment, conflict, framing, loss_gap
+    from graddiag.comparison import Comparison
+    from graddiag.errors import GraddiagError
+    from graddiag.extraction import extract
+    from graddiag.models import load_model
+    from graddiag.pipeline import compare
+    from graddiag.reporting import report
+    from graddiag.signals import Signals
+
+
+def __getattr__(name: str) -> object:
+    """Public names are imported when they are first used, so that `import graddiag` stays quick and torch-free."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'graddiag' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

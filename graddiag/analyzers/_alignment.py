@@ -1,0 +1,138 @@
+"""Does learning from these rows move the model towards safe answers or away from them?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from graddiag.analyzers._cosines import (
+    RowCosines,
+    check_safety,
+    exact_with_reference,
+    knows_safety,
+    mean_gradient,
+    projected_with,
+)
+from graddiag.comparison import Comparison
+from graddiag.signals import Signals
+from graddiag.statistics import COSINE, Estimate, cluster_mean, false_discovery_q, mean_difference, optional
+
+DIFFERENCE = (-2.0, 2.0)  # the range of a difference of two cosines
+
+
+@dataclass(frozen=True)
+class AlignmentScope:
+    """Mean cosines with the mean safety gradient, of one block or of all blocks as one vector.
+
+    A negative cosine: to first order, one step on such a row raises the loss on safe answers. `difference` is left
+    minus right over pairs, its p that of sign flips of clusters. Intervals are given this safety set.
+    """
+
+    left: Estimate
+    right: Estimate
+    difference: Estimate
+    controls: Mapping[str, Estimate] = field(default_factory=dict)
+
+    def keys(self) -> dict[str, float | None]:
+        """The flat keys of this scope; None where undefined."""
+        parts = {"left": self.left, "right": self.right, "difference": self.difference}
+        parts |= {f"control:{name}": e for name, e in self.controls.items()}
+        out: dict[str, float | None] = {}
+        for name, e in parts.items():
+            out[f"alignment/{name}"] = optional(e.value)
+            out[f"alignment/{name}/low"] = optional(e.low)
+            out[f"alignment/{name}/high"] = optional(e.high)
+        return out | {"alignment/difference/p": optional(self.difference.p)}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Cosines with the mean safety gradient: all exact, or all projected.
+
+    `rows` holds the whole-vector cosine of each row of "left", "right" and each control, under "control:NAME", NaN for
+    a row that is not finite or zero; `pair_difference` left minus right of each pair. `names` are the sets under the
+    same keys.
+    """
+
+    names: Mapping[str, str]
+    safety_name: str
+    ids: tuple[str, ...]
+    exact: bool
+    overall: AlignmentScope
+    blocks: Mapping[str, AlignmentScope]
+    rows: Mapping[str, Float[np.ndarray, " _"]]
+    pair_difference: Float[np.ndarray, " p"]
+
+    def summary(self) -> dict[str, float | None]:
+        """The flat keys of this result; None where undefined."""
+        return self.overall.keys()
+
+    def block_summary(self) -> dict[str, dict[str, float | None]]:
+        """The same keys per block, and `alignment/difference/q`: the false discovery rate of the p over blocks."""
+        q = false_discovery_q(np.array([s.difference.p for s in self.blocks.values()], dtype=np.float64))
+        rows = zip(self.blocks.items(), q, strict=True)
+        return {b: s.keys() | {"alignment/difference/q": optional(float(v))} for (b, s), v in rows}
+
+    def kinds(self) -> dict[str, str]:
+        """Whether each key was computed from exact or from projected gradients."""
+        return dict.fromkeys(self.summary(), "exact" if self.exact else "projected")
+
+
+def alignment(
+    comparison: Comparison, safety: Signals, controls: Mapping[str, Signals] | None = None, *, seed: int = 0
+) -> Alignment:
+    """Cosine of every row with the mean safety gradient; `seed` draws the sign flips of more than 14 clusters.
+
+    Exact where every table knows its exact products with the mean of these safety rows, otherwise all of it projected.
+    Raises DataError where a set was measured in another space, or no safety row is finite.
+    """
+    controls = controls or {}
+    check_safety(comparison, safety, controls)
+    tables = {"left": comparison.left, "right": comparison.right} | {f"control:{n}": t for n, t in controls.items()}
+    known = all(knows_safety(t, safety) for t in tables.values())
+    cosines = exact_cosines(tables) if known else projected_cosines(tables, safety)
+    blocks = comparison.left.blocks
+    whole = {name: c.whole for name, c in cosines.items()}
+    return Alignment(
+        names={name: t.provenance.data for name, t in tables.items()},
+        safety_name=safety.provenance.data,
+        ids=tuple(comparison.left.ids[i] for i in comparison.left_index),
+        exact=known or comparison.left.space.projection == "exact",
+        overall=_scope(comparison, tables, whole, seed),
+        blocks={b: _scope(comparison, tables, {n: c.blocks[b] for n, c in cosines.items()}, seed) for b in blocks},
+        rows=whole,
+        pair_difference=_difference(comparison, whole),
+    )
+
+
+def exact_cosines(tables: Mapping[str, Signals]) -> dict[str, RowCosines]:
+    """Exact cosines of the rows of each table with the mean gradient that it knows."""
+    return {name: exact_with_reference(t) for name, t in tables.items()}
+
+
+def projected_cosines(tables: Mapping[str, Signals], safety: Signals) -> dict[str, RowCosines]:
+    """Projected cosines of the rows of each table with the mean of the safety rows."""
+    means = {block: mean_gradient(safety, block) for block in safety.blocks}
+    return {name: projected_with(t, means) for name, t in tables.items()}
+
+
+def _scope(
+    comparison: Comparison, tables: Mapping[str, Signals], values: Mapping[str, Float[np.ndarray, " _"]], seed: int
+) -> AlignmentScope:
+    means = {name: _mean_by_cluster(t, values[name]) for name, t in tables.items()}
+    difference = mean_difference(_difference(comparison, values), comparison.clusters, bounds=DIFFERENCE, seed=seed)
+    controls = {name.removeprefix("control:"): e for name, e in means.items() if name not in ("left", "right")}
+    return AlignmentScope(means["left"], means["right"], difference, controls)
+
+
+def _mean_by_cluster(table: Signals, values: Float[np.ndarray, " n"]) -> Estimate:
+    codes = np.unique(np.array(table.clusters), return_inverse=True)[1]
+    return cluster_mean(values, codes, bounds=COSINE)
+
+
+def _difference(comparison: Comparison, values: Mapping[str, Float[np.ndarray, " _"]]) -> Float[np.ndarray, " p"]:
+    left, right = values["left"][comparison.left_index], values["right"][comparison.right_index]
+    return np.asarray(left - right)

@@ -1,0 +1,195 @@
+"""Do the two sides pull the model in opposite directions?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from graddiag.analyzers._cosines import exact_pairs
+from graddiag.analyzers._gram import gram
+from graddiag.analyzers._rows import Rows, centre, corrected_cosines, cosines_of, mean_gradient_cosine
+from graddiag.comparison import Comparison
+from graddiag.statistics import (
+    COSINE,
+    Estimate,
+    cluster_mean,
+    false_discovery_q,
+    jackknife,
+    mean,
+    optional,
+    partner_permutation_p,
+    permuted_partners,
+    share_negative,
+)
+
+
+@dataclass(frozen=True)
+class ConflictScope:
+    """Cosines between gradients of one block, or of all blocks as one vector.
+
+    `paired` is the mean over pairs, its p against partners permuted inside clusters. `same_cluster` is the mean over
+    rows of one cluster on different sides that are no partners: what a paired cosine would be if only the cluster
+    mattered. `within_*` are means over i != j of one side, `across` over all rows of different sides but partners.
+    `mean_gradient_cosine` is that of the two mean gradients, `corrected` the same without the noise of the means.
+    """
+
+    paired: Estimate
+    negative_fraction: float
+    same_cluster: float
+    within_left: float
+    within_right: float
+    across: float
+    mean_gradient_cosine: float
+    corrected: Estimate
+
+    def keys(self) -> dict[str, float | None]:
+        """The flat keys of this scope; None where undefined."""
+        values = {
+            "conflict/paired_cosine": self.paired.value,
+            "conflict/low": self.paired.low,
+            "conflict/high": self.paired.high,
+            "conflict/p": self.paired.p,
+            "conflict/negative_fraction": self.negative_fraction,
+            "conflict/same_cluster": self.same_cluster,
+            "conflict/within_left": self.within_left,
+            "conflict/within_right": self.within_right,
+            "conflict/across": self.across,
+            "conflict/mean_gradient_cosine": self.mean_gradient_cosine,
+            "conflict/mean_gradient_cosine_corrected": self.corrected.value,
+            "conflict/mean_gradient_cosine_corrected/low": self.corrected.low,
+            "conflict/mean_gradient_cosine_corrected/high": self.corrected.high,
+        }
+        return {k: optional(v) for k, v in values.items()}
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Gradient conflict of two sides, of the whole vector and per block; cosines in [-1, 1], negative is opposition.
+
+    `paired` holds one cosine per pair, NaN where a member's gradient is zero. With `centered`, the mean of all rows of
+    both sides was subtracted first; then the mean inner product of a left and a right row is `forced`, a number that
+    follows from arithmetic and is never positive: `-n_l n_r ||mu_l - mu_r||^2 / (n_l + n_r)^2`. Without centring it is
+    NaN.
+    """
+
+    left_name: str
+    right_name: str
+    ids: tuple[str, ...]
+    clusters: Int[np.ndarray, " p"]
+    overall: ConflictScope
+    blocks: Mapping[str, ConflictScope]
+    paired: Float[np.ndarray, " p"]
+    paired_by_block: Float[np.ndarray, "b p"]
+    centered: bool
+    forced: float
+    exact_pairs: bool
+    projection: str
+
+    @property
+    def n_undefined(self) -> int:
+        """Pairs without a cosine, because the whole gradient of a member is zero."""
+        return int(np.isnan(self.paired).sum())
+
+    def summary(self) -> dict[str, float | None]:
+        """The flat keys of this result; None where undefined."""
+        forced = {"conflict/forced": optional(self.forced)} if self.centered else {}
+        return self.overall.keys() | forced
+
+    def block_summary(self) -> dict[str, dict[str, float | None]]:
+        """The same keys per block, and `conflict/q`: the false discovery rate of the p over blocks."""
+        q = false_discovery_q(np.array([s.paired.p for s in self.blocks.values()], dtype=np.float64))
+        return {
+            b: s.keys() | {"conflict/q": optional(float(v))} for (b, s), v in zip(self.blocks.items(), q, strict=True)
+        }
+
+    def kinds(self) -> dict[str, str]:
+        """Whether each key was computed from exact or from projected gradients."""
+        rows = "exact" if self.projection == "exact" else "projected"
+        pairs = ("conflict/paired_cosine", "conflict/low", "conflict/high", "conflict/negative_fraction")
+        return {k: "exact" if self.exact_pairs and k in pairs else rows for k in self.summary()}
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What all blocks share: where the rows stand, which cosines are averaged, and the permutations."""
+
+    rows: Rows
+    clusters: Int[np.ndarray, " p"]
+    partners: Int[np.ndarray, "p b"]
+    same_cluster: Bool[np.ndarray, "l r"]
+
+    @staticmethod
+    def of(comparison: Comparison, seed: int) -> _Frame:
+        rows = Rows.of(comparison)
+        same = rows.left_clusters[:, None] == rows.right_clusters[None, :]
+        partners = permuted_partners(comparison.clusters, seed=seed)
+        return _Frame(rows, comparison.clusters, partners, same & ~rows.partners)
+
+    def scope(
+        self, products: Float[np.ndarray, "m m"], known: Float[np.ndarray, " p"] | None
+    ) -> tuple[ConflictScope, Float[np.ndarray, " p"]]:
+        """All numbers of one Gram matrix, and the paired cosines: the `known` ones, or those of the matrix itself."""
+        rows = self.rows
+        left, right, across = rows.sides(cosines_of(products))
+        matched = across[np.ix_(rows.left_at, rows.right_at)]
+        paired = matched.diagonal().copy() if known is None else known
+        corrected = corrected_cosines(products, rows)
+        scope = ConflictScope(
+            paired=replace(
+                cluster_mean(paired, self.clusters, bounds=COSINE), p=partner_permutation_p(matched, self.partners)
+            ),
+            negative_fraction=share_negative(paired),
+            same_cluster=mean(across[self.same_cluster]),
+            within_left=mean(left[~np.eye(rows.n_left, dtype=bool)]),
+            within_right=mean(right[~np.eye(rows.n_right, dtype=bool)]),
+            across=mean(across[~rows.partners]),
+            mean_gradient_cosine=mean_gradient_cosine(products, rows),
+            corrected=jackknife(float(corrected[0]), corrected[1:], bounds=COSINE),
+        )
+        return scope, paired
+
+
+def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> Conflict:
+    """Cosines between and within the sides; `seed` draws the permutations of partners.
+
+    Paired cosines are exact where the comparison has exact products. With `center` everything comes from the projected
+    gradients, since exact products are of gradients that are not centred.
+    """
+    left = comparison.left
+    frame = _Frame.of(comparison, seed)
+    known = exact_pairs(comparison, comparison.pairs) if comparison.pairs is not None and not center else None
+    prepare: Callable[[Float[np.ndarray, "m m"]], Float[np.ndarray, "m m"]] = centre if center else np.asarray
+    m = frame.rows.n_left + frame.rows.n_right
+    total = np.zeros((m, m))
+    blocks, by_block = {}, []
+    for block in left.blocks:
+        products = gram((left, comparison.right), block)
+        total += products
+        blocks[block], paired = frame.scope(prepare(products), None if known is None else known.blocks[block])
+        by_block.append(paired)
+    overall, paired = frame.scope(prepare(total), None if known is None else known.whole)
+    return Conflict(
+        left_name=left.provenance.data,
+        right_name=comparison.right.provenance.data,
+        ids=tuple(left.ids[i] for i in comparison.left_index),
+        clusters=comparison.clusters,
+        overall=overall,
+        blocks=blocks,
+        paired=paired,
+        paired_by_block=np.array(by_block, dtype=np.float64).reshape(len(blocks), len(paired)),
+        centered=center,
+        forced=_forced(total, frame.rows) if center else math.nan,
+        exact_pairs=known is not None or left.space.projection == "exact",
+        projection=left.space.projection,
+    )
+
+
+def _forced(products: Float[np.ndarray, "m m"], rows: Rows) -> float:
+    """The mean inner product across the sides that centring forces, from the products before centring."""
+    left, right, across = (float(part.mean()) for part in rows.sides(products))
+    share = rows.n_left * rows.n_right / (rows.n_left + rows.n_right) ** 2
+    return -share * (left + right - 2 * across)

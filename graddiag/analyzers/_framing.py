@@ -1,0 +1,143 @@
+"""Which way does the framing alone push the weights, how consistently, and how does that relate to safety?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from graddiag.analyzers._cosines import check_safety, mean_gradient
+from graddiag.comparison import Comparison
+from graddiag.signals import Signals
+from graddiag.statistics import (
+    COSINE,
+    ROUNDING,
+    Estimate,
+    cluster_sums,
+    cosine,
+    false_discovery_q,
+    jackknife,
+    optional,
+    sign_flip_norm_p,
+    sign_flip_p,
+)
+
+
+@dataclass(frozen=True)
+class FramingScope:
+    """The framing gradient d = g_left - g_right of one block, or of all blocks as one vector; projected.
+
+    `consistency` is `||sum d||^2 / sum ||d||^2`: n where all pairs agree, 1 for independent directions, 0 where they
+    cancel. `p` is that of sign flips of clusters. `safety_cosine` is the cosine of the mean d with the mean safety
+    gradient; its interval is given this safety set.
+    """
+
+    consistency: float
+    p: float
+    safety_cosine: Estimate
+
+
+@dataclass(frozen=True)
+class Framing:
+    """The framing gradient of the pairs, left minus right, and its relation to the safety set if there is one."""
+
+    overall: FramingScope
+    blocks: Mapping[str, FramingScope]
+    left_name: str
+    right_name: str
+    safety_name: str | None
+    projection: str
+
+    def summary(self) -> dict[str, float | None]:
+        """The flat keys of this result; None where undefined."""
+        return self._keys(self.overall)
+
+    def block_summary(self) -> dict[str, dict[str, float | None]]:
+        """The same keys per block, and `framing/q`: the false discovery rate of the p over blocks."""
+        q = false_discovery_q(np.array([s.p for s in self.blocks.values()], dtype=np.float64))
+        rows = zip(self.blocks.items(), q, strict=True)
+        return {b: self._keys(s) | {"framing/q": optional(float(v))} for (b, s), v in rows}
+
+    def kinds(self) -> dict[str, str]:
+        """Whether each key was computed from exact or from projected gradients."""
+        return dict.fromkeys(self.summary(), "exact" if self.projection == "exact" else "projected")
+
+    def _keys(self, scope: FramingScope) -> dict[str, float | None]:
+        values = {"framing/consistency": scope.consistency, "framing/p": scope.p}
+        if self.safety_name is not None:
+            values |= {
+                "framing/safety_cosine": scope.safety_cosine.value,
+                "framing/safety_cosine/low": scope.safety_cosine.low,
+                "framing/safety_cosine/high": scope.safety_cosine.high,
+            }
+        return {k: optional(v) for k, v in values.items()}
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over pairs of which blocks can be added: products of the cluster sums D_c of d, and of them with safety."""
+
+    gram: Float[np.ndarray, "c c"]
+    squares: float
+    with_safety: Float[np.ndarray, " c"]
+    safety_square: float
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.gram + other.gram,
+            self.squares + other.squares,
+            self.with_safety + other.with_safety,
+            self.safety_square + other.safety_square,
+        )
+
+    def scope(self, p: float) -> FramingScope:
+        consistency = float(self.gram.sum()) / self.squares if self.squares > 0 else math.nan
+        return FramingScope(consistency, p, self.safety_cosine())
+
+    def safety_cosine(self) -> Estimate:
+        """Cosine of the sum of all D_c with safety, and without each cluster in turn."""
+        total, by_cluster = self.gram.sum(), self.gram.sum(axis=1)
+        squares = np.concatenate([[total], total - 2 * by_cluster + self.gram.diagonal()])
+        squares[squares <= ROUNDING * len(self.gram) * self.gram.trace()] = 0.0
+        inner = self.with_safety.sum() - np.concatenate([[0.0], self.with_safety])
+        values = cosine(inner, np.sqrt(squares), np.full(len(inner), math.sqrt(self.safety_square)))
+        return jackknife(float(values[0]), values[1:], bounds=COSINE)
+
+
+def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int = 0) -> Framing:
+    """The framing gradient, projected; `seed` draws the sign flips where there are more than 14 clusters.
+
+    Raises DataError where the safety set was measured in another space or has no finite row.
+    """
+    if safety is not None:
+        check_safety(comparison, safety, {})
+    n = len(comparison.cluster_names)
+    total = _Sums(np.zeros((n, n)), 0.0, np.zeros(n), 0.0)
+    blocks = {}
+    for block in comparison.left.blocks:
+        by_cluster, sums = _block_sums(comparison, safety, block)
+        total = total + sums
+        thin = by_cluster.shape[1] < n
+        blocks[block] = sums.scope(
+            sign_flip_p(by_cluster, seed=seed) if thin else sign_flip_norm_p(sums.gram, seed=seed)
+        )
+    return Framing(
+        overall=total.scope(sign_flip_norm_p(total.gram, seed=seed)),
+        blocks=blocks,
+        left_name=comparison.left.provenance.data,
+        right_name=comparison.right.provenance.data,
+        safety_name=None if safety is None else safety.provenance.data,
+        projection=comparison.left.space.projection,
+    )
+
+
+def _block_sums(comparison: Comparison, safety: Signals | None, block: str) -> tuple[Float[np.ndarray, "c k"], _Sums]:
+    left, right = comparison.left.gradients[block], comparison.right.gradients[block]
+    d = np.subtract(left[comparison.left_index], right[comparison.right_index], dtype=np.float64)
+    by_cluster = cluster_sums(d, comparison.clusters, len(comparison.cluster_names))
+    toward = np.zeros(d.shape[1]) if safety is None else mean_gradient(safety, block)
+    gram = by_cluster @ by_cluster.T
+    return by_cluster, _Sums(gram, float((d**2).sum()), by_cluster @ toward, float(toward @ toward))

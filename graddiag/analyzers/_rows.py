@@ -1,0 +1,124 @@
+"""Where do the rows of both sides stand in one Gram matrix, and which of them are partners or share a cluster?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from graddiag.comparison import Comparison
+from graddiag.statistics import ROUNDING, cluster_sums, cosine
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The finite rows of the left side, then those of the right, as they stand in a Gram matrix.
+
+    Pair p is the row `left_at[p]` of the left side and `right_at[p]` of the right; `partners` says the same for all
+    rows. A row's cluster is named by its own table, that of a paired right row by its left partner.
+    """
+
+    n_left: int
+    n_right: int
+    left_at: Int[np.ndarray, " p"]
+    right_at: Int[np.ndarray, " p"]
+    left_clusters: Int[np.ndarray, " l"]
+    right_clusters: Int[np.ndarray, " r"]
+    n_clusters: int
+    partners: Bool[np.ndarray, "l r"]
+
+    @staticmethod
+    def of(comparison: Comparison) -> Rows:
+        """The rows of a comparison."""
+        left, right = comparison.left, comparison.right
+        left_kept, right_kept = np.flatnonzero(left.finite), np.flatnonzero(right.finite)
+        names = list(right.clusters)
+        for a, b in zip(comparison.left_index, comparison.right_index, strict=True):
+            names[b] = left.clusters[a]
+        left_names, right_names = [left.clusters[i] for i in left_kept], [names[i] for i in right_kept]
+        code = {name: k for k, name in enumerate(dict.fromkeys(left_names + right_names))}
+        left_at = np.searchsorted(left_kept, comparison.left_index)
+        right_at = np.searchsorted(right_kept, comparison.right_index)
+        partners = np.zeros((len(left_kept), len(right_kept)), dtype=bool)
+        partners[left_at, right_at] = True
+        return Rows(
+            n_left=len(left_kept),
+            n_right=len(right_kept),
+            left_at=left_at,
+            right_at=right_at,
+            left_clusters=np.array([code[c] for c in left_names], dtype=np.int64),
+            right_clusters=np.array([code[c] for c in right_names], dtype=np.int64),
+            n_clusters=len(code),
+            partners=partners,
+        )
+
+    def sides(
+        self, matrix: Float[np.ndarray, "m m"]
+    ) -> tuple[Float[np.ndarray, "l l"], Float[np.ndarray, "r r"], Float[np.ndarray, "l r"]]:
+        """Left with left, right with right, left with right."""
+        n = self.n_left
+        return matrix[:n, :n], matrix[n:, n:], matrix[:n, n:]
+
+
+def cosines_of(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
+    """Cosines from inner products; NaN in the row and column of a zero gradient."""
+    norms = np.sqrt(gram.diagonal())
+    return cosine(gram, norms[:, None], norms[None, :])
+
+
+def centre(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
+    """The Gram matrix once the mean of all rows is subtracted from each; a row equal to the mean becomes zero."""
+    row_means = gram.mean(axis=1)
+    out: Float[np.ndarray, "m m"] = gram - row_means[:, None] - row_means[None, :] + row_means.mean()
+    gone = out.diagonal() <= ROUNDING * gram.diagonal().max()
+    out[gone], out[:, gone] = 0.0, 0.0
+    return out
+
+
+def mean_gradient_cosine(gram: Float[np.ndarray, "m m"], rows: Rows) -> float:
+    """Cosine of the two sides' mean gradients; NaN where a mean is zero up to rounding."""
+    left, right, across = rows.sides(gram)
+    squares = []
+    for side in (left, right):
+        total = float(side.sum())
+        squares.append(total if total > ROUNDING * len(side) * float(side.trace()) else 0.0)
+    norms = np.sqrt(squares)
+    return float(cosine(np.array([across.sum()]), norms[:1], norms[1:])[0])
+
+
+def corrected_cosines(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, " d"]:
+    """Cosine of the two expected gradients: with all clusters (entry 0), then without each in turn; not cut at 1.
+
+    `||mu||^2 ~ (||sum g||^2 - sum_c ||sum_{i in c} g_i||^2) / (n^2 - sum n_c^2)`, the mean inner product of rows in
+    different clusters, and likewise across the sides: products inside a cluster carry its noise. NaN where a squared
+    norm is not above zero or no two rows are in different clusters.
+    """
+    left, right = rows.left_clusters, rows.right_clusters
+    codes = ((left, left), (right, right), (left, right))
+    means = np.stack([_apart(m, a, b, rows.n_clusters) for m, (a, b) in zip(rows.sides(gram), codes, strict=True)])
+    for k, side in enumerate(rows.sides(gram)[:2]):
+        means[k, means[k] <= ROUNDING * side.trace() / len(side)] = np.nan
+    return np.asarray(means[2] / np.sqrt(means[0]) / np.sqrt(means[1]))
+
+
+def _apart(
+    products: Float[np.ndarray, "a b"], codes_a: Int[np.ndarray, " a"], codes_b: Int[np.ndarray, " b"], n_clusters: int
+) -> Float[np.ndarray, " d"]:
+    """Mean product of rows in different clusters: with all clusters, then without each in turn; NaN if none."""
+    different = codes_a[:, None] != codes_b[None, :]
+    sums = _with_deletions(np.where(different, products, 0.0), codes_a, codes_b, n_clusters)
+    counts = _with_deletions(different.astype(np.float64), codes_a, codes_b, n_clusters)
+    out = np.full(len(sums), np.nan)
+    np.divide(sums, counts, out=out, where=counts > 0)
+    return out
+
+
+def _with_deletions(
+    apart: Float[np.ndarray, "a b"], codes_a: Int[np.ndarray, " a"], codes_b: Int[np.ndarray, " b"], n_clusters: int
+) -> Float[np.ndarray, " d"]:
+    """Sum of a matrix that is zero inside clusters, and what is left when a cluster's rows and columns are deleted."""
+    by_row = cluster_sums(apart.sum(axis=1), codes_a, n_clusters)
+    by_column = cluster_sums(apart.sum(axis=0), codes_b, n_clusters)
+    total = by_row.sum()
+    return np.concatenate([[total], total - by_row - by_column])

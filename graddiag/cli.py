@@ -1,0 +1,226 @@
+"""The command line: parse, one library call, print. Heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from graddiag import __version__
+from graddiag.errors import GraddiagError
+from graddiag.options import AGAINST, MEASURE, MODEL, OUTPUT, SAVE, Threshold, against, refuse_missing, together
+
+if TYPE_CHECKING:
+    from graddiag.pipeline import Result
+
+CROSSED, INTERRUPTED, BUG = 1, 128, 70
+
+
+class _Quiet(click.Group):
+    """A group whose commands end with the exit codes of the interface, whatever happens inside."""
+
+    def main(self, *args: object, **kwargs: object) -> None:  # type: ignore[override]
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)  # type: ignore[arg-type]
+        except click.exceptions.Abort:
+            code = INTERRUPTED + 2
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except KeyboardInterrupt as stop:
+            code = _interrupted(stop)
+        except GraddiagError as error:
+            click.echo(f"Error: {error}", err=True)
+            code = error.exit_code
+        except BrokenPipeError:
+            with suppress(OSError):
+                os.close(sys.stdout.fileno())
+            code = 0
+        except Exception:
+            click.echo(f"{traceback.format_exc()}\nThis is a bug in graddiag. Please report it with the lines above.", err=True)
+            code = BUG
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupted(stop: KeyboardInterrupt) -> int:
+    number: int = getattr(stop, "number", 2)
+    click.echo(f"\nStopped; everything finished so far is kept. To continue:\n  {_command()}", err=True)
+    return INTERRUPTED + number
+
+
+def _command() -> str:
+    return shlex.join(["graddiag", *sys.argv[1:]])
+
+
+@click.group(cls=_Quiet, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """What does fine-tuning data do to a model's safety alignment? Per-example losses and gradients, and what they show."""
+
+
+def _common(f: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Options every measuring command has, checked before anything runs."""
+
+    @wraps(f)
+    def checked(*args: object, verbose: bool, recipe: Path | None, fail_on: tuple[str, ...], **given: object) -> int | None:
+        refuse_missing({"recipe": recipe})
+        thresholds = [Threshold.parse(t) for t in fail_on]
+        if not verbose:
+            _silence_libraries()
+        return f(*args, thresholds=thresholds, **given)
+
+    return OUTPUT(checked)
+
+
+def _silence_libraries() -> None:
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@main.command()
+@click.argument("left")
+@click.argument("right")
+@together(AGAINST, MODEL, MEASURE, SAVE)
+@click.option("--no-figures", is_flag=True, help="Leave figures and page out.")
+@_common
+def compare(
+    left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],
+    as_json: bool, quiet: bool, no_figures: bool, thresholds: list[Threshold], **settings: object,
+) -> int:  # fmt: skip
+    """Signals of LEFT and RIGHT, every analysis that the inputs allow, one report.
+
+    A set is a built-in name (insecure, educational, secure, safety, benign), a file (.jsonl, .json, .csv, .parquet), a
+    Hugging Face dataset id (owner/name[:split]) or a folder of saved signals. The same command again continues an
+    interrupted run.
+    """
+    from graddiag.pipeline import compare as run
+
+    chosen, controls = against(left, right, safety, control)
+    result = run(
+        left, right, safety=chosen, controls=controls, blocks=blocks or None, quiet=quiet,
+        figures=not no_figures, command=_command(), **settings,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return _show(result, thresholds, as_json=as_json)
+
+
+@main.command()
+@click.argument("set_name", metavar="SET")
+@together(MODEL, MEASURE, SAVE)
+@_common
+def extract(set_name: str, *, blocks: tuple[str, ...], as_json: bool, quiet: bool, thresholds: list[Threshold], **settings: object) -> int:
+    """Signals of one SET, saved."""
+    from graddiag.pipeline import extract_to
+
+    path, signals = extract_to(set_name, blocks=blocks or None, quiet=quiet, **settings)  # type: ignore[arg-type]
+    good = signals.loss[signals.finite]
+    summary: dict[str, float | None] = {
+        "rows": len(signals),
+        "rows/nonfinite": int((~signals.finite).sum()),
+        "rows/cut": int((signals.n_cut > 0).sum()),
+        "tokens": int(signals.length.sum()),
+        "loss": float(good.mean()),
+    }
+    text = "\n".join(f"{k}: {v:g}" for k, v in summary.items())
+    _print(summary, f"{text}\nSignals: {path}", as_json=as_json)
+    return _cross(thresholds, summary)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--no-figures", is_flag=True, help="Leave figures and page out.")
+@_common
+def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, thresholds: list[Threshold]) -> int:
+    """The report of a RUN again, from saved signals; no model needed."""
+    from graddiag.reporting import report as again
+
+    return _show(again(run, figures=not no_figures), thresholds, as_json=as_json)
+
+
+@main.command()
+@click.argument("left")
+@click.argument("right")
+@together(AGAINST, MODEL, MEASURE, SAVE)
+@_common
+def plan(
+    left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],
+    as_json: bool, quiet: bool, thresholds: list[Threshold], **settings: object,
+) -> int:  # fmt: skip
+    """What a compare of LEFT and RIGHT would cost: rows, tokens, memory, disk, time; runs nothing big."""
+    from graddiag.pipeline import plan_compare
+
+    chosen, controls = against(left, right, safety, control)
+    cost = plan_compare(left, right, safety=chosen, controls=controls, blocks=blocks or None, **settings)  # type: ignore[arg-type]
+    _print(cost.summary(), str(cost), as_json=as_json)
+    return _cross(thresholds, cost.summary())
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+def verify(run: Path, *, as_json: bool) -> int:
+    """Every shard of a RUN, or of a folder of signals, against its checksum."""
+    from graddiag.store import verify_all
+
+    checked = verify_all(run)
+    problems = [p for found in checked.values() for p in found]
+    text = "\n".join([*problems, f"{len(checked)} folders checked, {len(problems)} problems."])
+    _print({"folders": {str(k): v for k, v in checked.items()}, "problems": len(problems)}, text, as_json=as_json)
+    return 3 if problems else 0
+
+
+@main.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+def list_(*, as_json: bool) -> None:
+    """Built-in models and sets, and what each needs."""
+    from graddiag.data import BUILT_IN_SETS
+    from graddiag.models import BUILT_IN_MODELS
+
+    models = [{"name": m.name, "description": m.description, "needs": m.needs, "installed": m.installed()} for m in BUILT_IN_MODELS]
+    sets = [{"name": s.name, "description": s.description, "rows": s.rows} for s in BUILT_IN_SETS]
+    lines = ["Models"]
+    lines += [f"  {m['name']:<12} {m['description']}  Needs: {m['needs']}{'' if m['installed'] else '  (not installed)'}" for m in models]
+    lines += ["Sets"] + [f"  {s['name']:<12} {s['rows']:>4} rows  {s['description']}" for s in sets]
+    _print({"models": models, "sets": sets}, "\n".join(lines), as_json=as_json)
+
+
+def _not_yet(name: str, what: str) -> None:
+    @main.command(name=name, help=f"{what} (not there yet)", context_settings={"ignore_unknown_options": True})
+    @click.argument("_", nargs=-1, type=click.UNPROCESSED)
+    def command(_: tuple[str, ...]) -> int:
+        click.echo(f"Error: 'graddiag {name}' is not there yet. See 'graddiag --help' for what is.", err=True)
+        return 2
+
+
+_not_yet("selfcheck", "Does this model give the same gradients alone and in a batch, padded and not, as autograd?")
+_not_yet("screen", "Rows of any set ranked by what learning them does to safety")
+_not_yet("erosion", "Base, aligned and tuned model side by side")
+
+
+def _show(result: Result, thresholds: list[Threshold], *, as_json: bool) -> int:
+    text = [*result.report.verdict, *(f"Warning: {w}" for w in result.report.warnings)]
+    text += [f"Report: {result.report.html or result.report.json}", f"Again: {_command()}"]
+    _print(json.loads(result.report.json.read_text(encoding="utf-8")), "\n".join(text), as_json=as_json)
+    return _cross(thresholds, result.summary())
+
+
+def _print(content: Mapping[str, object], text: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(content, allow_nan=False, indent=1) if as_json else text)
+
+
+def _cross(thresholds: list[Threshold], summary: Mapping[str, float | None]) -> int:
+    crossed = [said for t in thresholds if (said := t.crossed(summary))]
+    for said in crossed:
+        click.echo(said, err=True)
+    return CROSSED if crossed else 0

@@ -1,0 +1,110 @@
+"""Two tables side by side: checked once, paired by id, with everything in which the sides differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from graddiag.errors import DataError
+from graddiag.signals import PairProducts, Signals, check_same_space
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two tables in one space. Pairs go by id, and rows that are not finite are in no pair.
+
+    `left_index[p]` and `right_index[p]` are the rows of pair p, `clusters[p]` is the number of its cluster (named in
+    `cluster_names`), `identical[p]` says whether both members have the same target tokens. `pairs` holds exact products of the
+    pairs where they were computed, in the order of the pairs here.
+
+    Raises DataError where the spaces differ, or no row is left on a side.
+    """
+
+    left: Signals
+    right: Signals
+    products: PairProducts | None = None
+    left_index: Int[np.ndarray, " p"] = field(init=False)
+    right_index: Int[np.ndarray, " p"] = field(init=False)
+    clusters: Int[np.ndarray, " p"] = field(init=False)
+    cluster_names: tuple[str, ...] = field(init=False)
+    identical: Bool[np.ndarray, " p"] = field(init=False)
+    pairs: PairProducts | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_same_space(self.left.space, self.right.space, self.left.provenance.data, self.right.provenance.data)
+        for side in (self.left, self.right):
+            if not side.finite.any():
+                raise DataError(f"{side.provenance.data}: none of its {len(side)} rows has a finite loss and gradient, so nothing can be compared.")
+        position = {i: k for k, i in enumerate(self.right.ids)}
+        found = [(k, position[i]) for k, i in enumerate(self.left.ids) if i in position]
+        kept = [(a, b) for a, b in found if self.left.finite[a] and self.right.finite[b]]
+        left_index = np.array([a for a, _ in kept], dtype=np.int64)
+        right_index = np.array([b for _, b in kept], dtype=np.int64)
+        names = [self.left.clusters[a] for a, _ in kept]
+        order = tuple(dict.fromkeys(names))
+        number = {c: k for k, c in enumerate(order)}
+        same = [np.array_equal(self.left.target_ids[a], self.right.target_ids[b]) for a, b in kept]
+        self._set("left_index", left_index)
+        self._set("right_index", right_index)
+        self._set("clusters", np.array([number[c] for c in names], dtype=np.int64))
+        self._set("cluster_names", order)
+        self._set("identical", np.array(same, dtype=bool))
+        self._set("pairs", self._products_in_order([self.left.ids[a] for a, _ in kept]))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _products_in_order(self, ids: list[str]) -> PairProducts | None:
+        if self.products is None:
+            return None
+        where = {i: k for k, i in enumerate(self.products.ids)}
+        missing = [i for i in ids if i not in where]
+        if missing:
+            raise DataError(f"Exact products are missing for {len(missing)} of {len(ids)} pairs, the first is {missing[0]!r}.")
+        return self.products.take([where[i] for i in ids])
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs whose both members are finite."""
+        return len(self.left_index)
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """What differs between the sides: "data", "model", both or nothing."""
+        out = []
+        if self.left.rows != self.right.rows:
+            out.append("data")
+        if self.left.provenance.weights != self.right.provenance.weights:
+            out.append("model")
+        return tuple(out)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know before believing a number of this comparison."""
+        left, right = self.left.provenance.data, self.right.provenance.data
+        out = []
+        if self.differs == ("data", "model"):
+            out.append("The two sides differ in both data and model: no difference can be put down to either alone.")
+        for side in (self.left, self.right):
+            bad, cut = int((~side.finite).sum()), int((side.n_cut > 0).sum())
+            if bad:
+                out.append(f"{side.provenance.data}: {bad} of {len(side)} rows have a loss or gradient that is not finite; they are in no statistic.")
+            if cut:
+                out.append(f"{side.provenance.data}: the answers of {cut} of {len(side)} rows were cut at their end to fit {side.space.max_length} tokens.")
+        for name, side, other in ((left, self.left, self.right), (right, self.right, self.left)):
+            alone = len(set(side.ids) - set(other.ids))
+            if alone:
+                out.append(f"{name}: {alone} of {len(side)} rows have no partner of the same id; they are in no paired statistic.")
+        different = self.n_pairs - int(self.identical.sum())
+        if self.n_pairs and different:
+            out.append(f"{different} of {self.n_pairs} pairs do not have the same target tokens; their differences are not due to the request alone.")
+        odd = [i for i, a, b in self._pair_clusters() if a != b]
+        if odd:
+            out.append(f"{len(odd)} pairs are in different clusters on the two sides, the first is {odd[0]!r}; those of {left} are used.")
+        return tuple(out)
+
+    def _pair_clusters(self) -> list[tuple[str, str, str]]:
+        at = zip(self.left_index, self.right_index, strict=True)
+        return [(self.left.ids[a], self.left.clusters[a], self.right.clusters[b]) for a, b in at]

@@ -1,0 +1,82 @@
+"""Which figures a report has, how each is read, and which numbers it shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graddiag.analyzers import Alignment, Conflict, CosineMatrix, Framing, LossGap
+from graddiag.tables import Table, alignment_table, layer_table, matrix_table, position_table
+from graddiag.text import visible
+
+NAMES = ("loss_gap", "matrix", "conflict", "framing", "alignment")
+
+Drawable = LossGap | CosineMatrix | Conflict | Framing | Alignment
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A result to be drawn, under the name of its files, with one sentence on how to read it and its numbers."""
+
+    name: str
+    title: str
+    reading: str
+    result: Drawable
+    table: Table
+
+
+def exhibits(
+    loss_gap: LossGap, matrix: CosineMatrix, conflict: Conflict, framing: Framing, alignment: Alignment | None
+) -> tuple[Exhibit, ...]:
+    """The figures that these results allow; framing and alignment need a safety set."""
+    sides = (visible(loss_gap.left_name), visible(loss_gap.right_name))
+    out = [_loss_gap(loss_gap, *sides), _matrix(matrix), _conflict(conflict)]
+    if framing.safety_name is not None:
+        out.append(_framing(framing, *sides))
+    if alignment is not None:
+        out.append(_alignment(alignment))
+    return tuple(out)
+
+
+def _loss_gap(result: LossGap, left: str, right: str) -> Exhibit:
+    reading = (
+        f"Each dot is a pair: to the right of 0, the same answer is less likely after the request of {left} than after "
+        f"that of {right}; on the right, the mean gap at each token of the answer, and how many pairs reach it."
+    )
+    return Exhibit("loss_gap", "Loss gap of pairs", reading, result, position_table(result))
+
+
+def _matrix(result: CosineMatrix) -> Exhibit:
+    reading = (
+        "Each cell is the cosine of two rows' gradients, from red (-1, opposite) to blue (+1, the same direction); "
+        "black lines part the sets, white lines the clusters in them. Never centred."
+    )
+    return Exhibit("matrix", "Conflict matrix", reading, result, matrix_table(result))
+
+
+def _conflict(result: Conflict) -> Exhibit:
+    reading = (
+        "Each dot is the mean over pairs of the cosine of their two gradients in one block, with its 95 % interval: "
+        "below 0 the two framings pull the block in opposite directions. With so many blocks some intervals miss 0 by "
+        "chance; conflict/q of every block allows for that."
+    )
+    if result.centered:
+        reading += " The grand mean was subtracted, which by itself pushes these cosines below 0."
+    by_block = {block: scope.paired for block, scope in result.blocks.items()}
+    return Exhibit("conflict", "Gradient conflict by layer", reading, result, layer_table("conflict", by_block))
+
+
+def _framing(result: Framing, left: str, right: str) -> Exhibit:
+    reading = (
+        f"The framing gradient is what {left} adds to the gradient of the same answer under {right}; below 0 it points "
+        "against the mean safety gradient. Intervals are given this safety set."
+    )
+    by_block = {block: scope.safety_cosine for block, scope in result.blocks.items()}
+    return Exhibit("framing", "Framing gradient and safety by layer", reading, result, layer_table("framing", by_block))
+
+
+def _alignment(result: Alignment) -> Exhibit:
+    reading = (
+        "Each dot is a row: below 0, one step on it raises the loss on safe answers, to first order. Diamonds and bars "
+        "are means with 95 % intervals. What the controls do too is not special to the sides."
+    )
+    return Exhibit("alignment", "Alignment with safety", reading, result, alignment_table(result))

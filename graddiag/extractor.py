@@ -1,0 +1,195 @@
+"""What one batch gives: per-example losses, gradients and exact products, from one forward and one partial backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from graddiag.blocks import LinearBlock
+from graddiag.capture import Recorder, untouched
+from graddiag.encoding import Encoded
+from graddiag.errors import ResourceError
+from graddiag.head import Batch, SplitModel, head_agrees, loss_and_backward, split_model
+from graddiag.mean_gradient import KnownMean, MeanGradient
+from graddiag.products import Products, Workspace, products
+from graddiag.projection import Projector
+from graddiag.signals import PairProducts, Provenance, Reference, Signals, Space
+
+Array = np.ndarray
+FULL_LOGITS = (
+    "The head applied at target tokens does not give the model's own loss (soft-capped or scaled logits?): "
+    "the model's full logits are used, which is slower."
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The numbers of one batch: token losses of each row, and per block norms [b], rows [b, k], products of pairs [p]."""
+
+    token_loss: tuple[Array, ...]
+    norms: Mapping[str, Array]
+    gradients: Mapping[str, Array]
+    inner: Mapping[str, Array]
+    difference_norm: Mapping[str, Array]
+    reference_dot: Mapping[str, Array]
+    reference: Reference | None
+
+    def table(self, index: Sequence[int], rows: Sequence[Encoded], space: Space, provenance: Provenance) -> Signals:
+        """The rows at `index` of the batch as a table of one set; `rows` are the batch's encoded rows."""
+        chosen = [rows[i] for i in index]
+        at = np.array(index, dtype=np.int64)
+        token_loss = tuple(self.token_loss[i] for i in index)
+        loss = np.array([x.mean() for x in token_loss])
+        norms = {b: v[at] for b, v in self.norms.items()}
+        return Signals(
+            space=space,
+            provenance=provenance,
+            ids=tuple(r.id for r in chosen),
+            clusters=tuple(r.cluster for r in chosen),
+            digests=tuple(r.digest for r in chosen),
+            loss=loss,
+            token_loss=token_loss,
+            target_ids=tuple(r.tokens[r.start :].astype(np.int32) for r in chosen),
+            n_tokens=np.array([r.n_targets for r in chosen]),
+            length=np.array([len(r.tokens) for r in chosen]),
+            n_cut=np.array([r.n_cut for r in chosen]),
+            finite=np.isfinite(loss) & np.all([np.isfinite(v) for v in norms.values()], axis=0),
+            norms=norms,
+            gradients={b: v[at] for b, v in self.gradients.items()},
+            reference=self.reference,
+            reference_dot={b: v[at] for b, v in self.reference_dot.items()},
+        )
+
+    def pairs(self, ids: Sequence[str]) -> PairProducts:
+        """The exact products of the batch's pairs under their ids."""
+        return PairProducts(tuple(ids), self.inner, self.difference_norm)
+
+
+class Extractor:
+    """A model made ready for extraction. `notes` says what a reader must know about how it was done."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        blocks: Sequence[LinearBlock],
+        projector: Projector,
+        space: Space,
+        provenance: Provenance,
+    ) -> None:
+        self.model, self.blocks, self.projector, self.space = model, tuple(blocks), projector, space
+        self._provenance = provenance
+        self.notes: list[str] = []
+        split = split_model(model)
+        head_chosen = split is not None and any(b.module is split.head for b in blocks)
+        self._split: SplitModel | None = None if head_chosen else split
+        self._workspace = Workspace()
+        self._head_checked = False
+
+    def provenance(self, data: str) -> Provenance:
+        """Where a table of the set `data` comes from."""
+        return replace(self._provenance, data=data)
+
+    def measure(
+        self,
+        rows: Sequence[Encoded],
+        *,
+        pairs: Sequence[tuple[int, int]] = (),
+        known: KnownMean | None = None,
+        mean: MeanGradient | None = None,
+    ) -> Measured:
+        """One batch: `pairs` are indices into `rows`; rows are multiplied with `known`, and added to `mean`, if given.
+
+        Raises ResourceError where memory runs out, DataError where a block's gradients cannot be had.
+        """
+        batch = self._collate(rows)
+        found: dict[str, tuple[Products, Tensor]] = {}
+
+        def consume(b: LinearBlock, inputs: Tensor, output_grads: Tensor) -> None:
+            name = b.block.name
+            exact = products(
+                inputs,
+                output_grads,
+                batch.lengths,
+                pairs,
+                reference=known.means[name] if known else None,
+                total=mean.total(b) if mean else None,
+                workspace=self._workspace,
+            )
+            if mean:
+                mean.counts[name] += int(torch.isfinite(exact.norm2).sum())
+            found[name] = exact, self.projector.rows(b.block, inputs, output_grads)
+
+        with untouched(self.model), _memory_named(batch):
+            self._check_head(batch)
+            with Recorder(self.blocks, consume, batch=batch.tokens.shape[0], tokens=batch.tokens.shape[1]) as recorder:
+                losses = loss_and_backward(self.model, self._split, batch, before_backward=recorder.check_calls)
+                recorder.check_consumed()
+        return _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
+
+    def token_losses(self, rows: Sequence[Encoded]) -> tuple[Array, ...]:
+        """Token losses of the rows, nats, without any gradient."""
+        batch = self._collate(rows)
+        with untouched(self.model), torch.no_grad(), _memory_named(batch):
+            self._check_head(batch)
+            losses = loss_and_backward(self.model, self._split, batch, backward=False)
+        return tuple(_numpy(x) for x in losses)
+
+    def _collate(self, rows: Sequence[Encoded]) -> Batch:
+        lengths = tuple(len(r.tokens) - 1 for r in rows)
+        tokens = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+        targets = torch.full_like(tokens, -100)
+        for k, r in enumerate(rows):
+            row = torch.from_numpy(r.tokens.astype(np.int64))
+            tokens[k, : lengths[k]] = row[:-1]
+            targets[k, r.start - 1 : lengths[k]] = row[r.start :]
+        device = self.model.get_input_embeddings().weight.device
+        return Batch(tokens.to(device), targets.to(device), lengths)
+
+    def _check_head(self, batch: Batch) -> None:
+        if self._head_checked or self._split is None:
+            return
+        k = min(range(len(batch.lengths)), key=lambda i: batch.lengths[i])
+        short, cut = slice(k, k + 1), slice(0, batch.lengths[k])
+        if not head_agrees(self.model, self._split, Batch(batch.tokens[short, cut], batch.targets[short, cut], (batch.lengths[k],))):
+            self._split = None
+            self.notes.append(FULL_LOGITS)
+        self._head_checked = True
+
+
+def _measured(losses: Sequence[Tensor], found: Mapping[str, tuple[Products, Tensor]], known: KnownMean | None) -> Measured:
+    return Measured(
+        token_loss=tuple(_numpy(x) for x in losses),
+        norms={n: np.sqrt(_numpy(p.norm2)) for n, (p, _) in found.items()},
+        gradients={n: _rows(r) for n, (_, r) in found.items()},
+        inner={n: _numpy(p.inner) for n, (p, _) in found.items()},
+        difference_norm={n: np.sqrt(np.maximum(_numpy(p.difference2), 0)) for n, (p, _) in found.items()},
+        reference_dot={n: _numpy(p.reference_dot) for n, (p, _) in found.items() if p.reference_dot is not None},
+        reference=known.reference if known else None,
+    )
+
+
+def _numpy(x: Tensor) -> Array:
+    return x.detach().double().cpu().numpy()
+
+
+def _rows(x: Tensor) -> Array:
+    wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    return wide.cpu().numpy()
+
+
+@contextmanager
+def _memory_named(batch: Batch) -> Iterator[None]:
+    """Turns running out of memory into an error that names the batch and what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        b, t = batch.tokens.shape
+        raise ResourceError(f"Memory ran out on a batch of {b} rows of {t} tokens. Use a smaller --batch-tokens or --max-length.") from error

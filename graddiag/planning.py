@@ -1,0 +1,91 @@
+"""What a comparison would cost, before it is run: rows, tokens, memory, disk, time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psutil
+
+from graddiag.encoding import Encoded, EncodedSet
+from graddiag.extractor import Extractor
+from graddiag.signals import Block
+
+_TRIAL_TOKENS = 256  # enough for a rate, small enough to be over at once
+_FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows and tokens per set, bytes of memory and disk, seconds; `tokens_per_second` was measured on a few rows."""
+
+    rows: Mapping[str, int]
+    tokens: Mapping[str, int]
+    targets: Mapping[str, int]
+    blocks: int
+    parameters: int
+    memory: int
+    disk: int
+    tokens_per_second: float
+    seconds: float
+    free_memory: int
+
+    def summary(self) -> dict[str, float]:
+        """Flat keys: `plan/rows:ROLE`, `plan/tokens:ROLE`, bytes and seconds."""
+        flat: dict[str, float] = {f"plan/rows:{k}": v for k, v in self.rows.items()}
+        flat |= {f"plan/tokens:{k}": v for k, v in self.tokens.items()}
+        flat |= {f"plan/target_tokens:{k}": v for k, v in self.targets.items()}
+        rest = ("blocks", "parameters", "memory", "disk", "tokens_per_second", "seconds", "free_memory")
+        return flat | {f"plan/{k}": getattr(self, k) for k in rest}
+
+
+def plan(extractor: Extractor, sets: Mapping[str, EncodedSet], *, batch_tokens: int, exact_pairs: bool) -> Plan:
+    """The cost of measuring these sets; a few rows are measured for the rate, nothing is written."""
+    blocks = [b.block for b in extractor.blocks]
+    rows = {role: len(s.rows) for role, s in sets.items()}
+    tokens = {role: sum(len(r.tokens) for r in s.rows) for role, s in sets.items()}
+    rate = _rate(extractor, [r for s in sets.values() for r in s.rows])
+    parameters = sum(math.prod(b.shape) for b in blocks)
+    longest = max(len(r.tokens) for s in sets.values() for r in s.rows)
+    return Plan(
+        rows=rows,
+        tokens=tokens,
+        targets={role: sum(r.n_targets for r in s.rows) for role, s in sets.items()},
+        blocks=len(blocks),
+        parameters=parameters,
+        memory=_memory(extractor, blocks, max(batch_tokens, longest), with_mean="safety" in sets),
+        disk=_disk(extractor, blocks, rows, with_mean="safety" in sets, exact_pairs=exact_pairs),
+        tokens_per_second=rate,
+        seconds=sum(tokens.values()) / rate,
+        free_memory=psutil.virtual_memory().available,
+    )
+
+
+def _rate(extractor: Extractor, rows: list[Encoded]) -> float:
+    trial: list[Encoded] = []
+    for row in sorted(rows, key=lambda r: len(r.tokens))[len(rows) // 2 :]:
+        trial.append(row)
+        if sum(len(r.tokens) for r in trial) >= _TRIAL_TOKENS:
+            break
+    extractor.measure(trial[:1])
+    start = time.perf_counter()
+    extractor.measure(trial)
+    return sum(len(r.tokens) for r in trial) / (time.perf_counter() - start)
+
+
+def _memory(extractor: Extractor, blocks: list[Block], batch_tokens: int, *, with_mean: bool) -> int:
+    """Weights, two gradients of the largest block, the safety mean and its sum, inputs and outputs of the blocks for one batch."""
+    weights = sum(p.numel() * p.element_size() for p in extractor.model.parameters())
+    kept = sum(b.shape[0] + b.shape[1] for b in blocks) * batch_tokens * _FLOAT
+    work = 2 * max(math.prod(b.shape) for b in blocks) * _FLOAT
+    means = (2 if with_mean else 0) * sum(math.prod(b.shape) for b in blocks) * _FLOAT
+    return weights + 2 * kept + work + means
+
+
+def _disk(extractor: Extractor, blocks: list[Block], rows: Mapping[str, int], *, with_mean: bool, exact_pairs: bool) -> int:
+    row = sum(extractor.projector.size(b) * _FLOAT + 16 for b in blocks)
+    pairs = min(rows.get("left", 0), rows.get("right", 0)) * len(blocks) * 16 if exact_pairs else 0
+    means = sum(math.prod(b.shape) for b in blocks) * _FLOAT if with_mean else 0
+    return row * sum(rows.values()) + pairs + means

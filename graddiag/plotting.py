@@ -1,0 +1,297 @@
+"""What do the results look like? One figure per kind of result; everything drawn was computed before."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import singledispatch
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from graddiag.analyzers import Alignment, Conflict, CosineMatrix, Framing, LossGap
+from graddiag.layers import Panel, panels
+from graddiag.statistics import Estimate
+from graddiag.text import interval, visible
+
+_COLOURS = [str(c) for c in sns.color_palette("colorblind").as_hex()]
+LEFT, RIGHT, CONTROL = _COLOURS[3], _COLOURS[0], _COLOURS[7]
+DIVERGING = "RdBu"  # red is -1, blue +1; readers with any common colour blindness tell them apart
+INK, GREY, FAINT = "#222222", "#5a5a5a", "#8a8a8a"
+NAME_LENGTH = 26  # characters of a name on an axis
+MOST_STRIPS = 30  # more clusters than this cannot be labelled; pairs are then drawn in the order of their gaps
+MOST_PANELS = 16  # more kinds of block than this make panels too small to read; the table has them all
+PANELS_IN_A_ROW = 4
+HALVES = (-1, -0.5, 0, 0.5, 1)  # ticks of a cosine
+MOST_BORDERS = 60  # more lines between clusters than this hide the cells
+ROWS_FOR_A_SHAPE = 5  # fewer different values than this have no shape to draw, only dots
+TITLE_DENSITY, NOTE_DENSITY = 12, 17  # characters per inch at the sizes of a title and of a note
+WIDTH = 7.2  # inches: the text width of a page
+DPI = 200  # pixels per inch of a PNG, and of the matrix inside an SVG
+
+
+@singledispatch
+def _draw(result: object) -> Figure:
+    raise TypeError(
+        f"{type(result).__name__} has no figure: plot a CosineMatrix, Conflict, Framing, LossGap or Alignment."
+    )
+
+
+def plot(result: CosineMatrix | Conflict | Framing | LossGap | Alignment) -> Figure:
+    """The figure of a result: the matrix, cosines by layer, the loss gap, or alignment with safety.
+
+    Cosines are drawn on [-1, 1]; bars and bands are 95 % intervals. Raises TypeError for any other result.
+    """
+    with _look():
+        return _draw(result)
+
+
+def render(figure: Figure, form: Literal["svg", "png"]) -> bytes:
+    """The figure as a file, without dates or random names: equal figures give equal bytes."""
+    stream = io.BytesIO()
+    with _look():
+        figure.savefig(stream, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else {"Software": None})
+    return stream.getvalue()
+
+
+@_draw.register
+def _matrix(result: CosineMatrix) -> Figure:
+    figure = _figure(5.4, 4.9)
+    rows = "; ".join(label(s, 60) for s in result.selection) or "all rows"
+    _title(figure, "Cosine of every row's gradient with every other", f"{rows}; by cluster within a set")
+    axes = figure.subplots()
+    axes.set_facecolor("#bbbbbb")
+    sns.heatmap(
+        result.values, vmin=-1, vmax=1, cmap=DIVERGING, square=True, xticklabels=False, yticklabels=False,
+        rasterized=True, cbar_kws={"label": "cosine", "shrink": 0.8, "ticks": HALVES}, ax=axes,
+    )  # fmt: skip
+    _mark_clusters(axes, result)
+    ends = np.cumsum(result.shown)
+    axes.hlines(ends[:-1], 0, ends[-1], color=INK, linewidth=1)
+    axes.vlines(ends[:-1], 0, ends[-1], color=INK, linewidth=1)
+    middle = ends - np.array(result.shown) / 2
+    names = [f"{label(name)}\n{n} rows" for name, n in zip(result.names, result.shown, strict=True)]
+    axes.set_xticks(middle, names, rotation=0)
+    axes.set_yticks(middle, names, rotation=90, va="center")
+    axes.tick_params(length=0)
+    return figure
+
+
+def _mark_clusters(axes: Axes, result: CosineMatrix) -> None:
+    groups = list(zip(result.sides.tolist(), result.clusters, strict=True))
+    borders = [k for k in range(1, len(groups)) if groups[k] != groups[k - 1]]
+    if len(borders) <= MOST_BORDERS:
+        axes.hlines(borders, 0, len(groups), color="white", linewidth=0.3)
+        axes.vlines(borders, 0, len(groups), color="white", linewidth=0.3)
+
+
+@_draw.register
+def _conflict(result: Conflict) -> Figure:
+    by_block = {block: scope.paired for block, scope in result.blocks.items()}
+    title = f"Cosine of the two gradients of a pair: {label(result.left_name)} and {label(result.right_name)}"
+    note = f"{len(result.ids)} pairs, {'exact' if result.exact_pairs else 'projected'}"
+    if result.centered:
+        note += f"; grand mean subtracted, which forces a mean cross inner product of {result.forced:.3g}"
+    return _by_layer(by_block, result.overall.paired, title, note)
+
+
+@_draw.register
+def _framing(result: Framing) -> Figure:
+    by_block = {block: scope.safety_cosine for block, scope in result.blocks.items()}
+    title = (
+        f"Cosine of the mean framing gradient with safety: {label(result.left_name)} minus {label(result.right_name)}"
+    )
+    kind = "exact" if result.projection == "exact" else "projected"
+    given = "no safety set" if result.safety_name is None else f"given the safety set {label(result.safety_name)}"
+    return _by_layer(by_block, result.overall.safety_cosine, title, f"{kind}, {given}")
+
+
+def _by_layer(by_block: Mapping[str, Estimate], overall: Estimate, title: str, note: str) -> Figure:
+    """Small multiples, one per kind of block, over layers; the whole vector as a line with its interval in each."""
+    found = panels(tuple(by_block))
+    shown = found[:MOST_PANELS]
+    columns = min(PANELS_IN_A_ROW, max(len(shown), 1))
+    rows = math.ceil(len(shown) / columns) or 1
+    figure = _figure(max(0.6 + 1.65 * columns, 4.4), 1.0 + 1.55 * rows)
+    left_out = f"; {len(found) - len(shown)} kinds more in the table" if len(found) > len(shown) else ""
+    _title(
+        figure, title, f"{note}{left_out}; bars: 95 % intervals; grey: all blocks as one vector, {_interval(overall)}"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, panel in zip(grid.flat, shown, strict=False):
+        _panel(axes, panel, by_block, overall)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("cosine")
+    return figure
+
+
+def _panel(axes: Axes, panel: Panel, by_block: Mapping[str, Estimate], overall: Estimate) -> None:
+    estimates = [by_block[b] for b in panel.blocks]
+    _zero(axes.axhline)
+    if math.isfinite(overall.value):
+        axes.axhspan(overall.low, overall.high, color=FAINT, alpha=0.25, linewidth=0)
+        axes.axhline(overall.value, color=FAINT, linewidth=1)
+    x = np.array(panel.layers if panel.layers is not None else range(len(estimates)), dtype=np.float64)
+    values, low, high = (np.array([getattr(e, k) for e in estimates]) for k in ("value", "low", "high"))
+    axes.vlines(x, low, high, color=LEFT, linewidth=1.1)
+    sns.scatterplot(x=x, y=values, color=LEFT, s=10, linewidth=0, ax=axes)
+    axes.set(ylim=(-1, 1), yticks=HALVES, title=label(panel.name, 20))
+    axes.set_xlim(x.min() - 0.7, x.max() + 0.7)
+    if panel.layers is None:
+        axes.set_xticks(x, [label(b.removesuffix(".weight").rpartition(".")[2], 14) for b in panel.blocks], rotation=90)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("layer")
+
+
+@_draw.register
+def _loss_gap(result: LossGap) -> Figure:
+    figure = _figure(WIDTH, max(3.2, 0.17 * min(result.n_clusters, MOST_STRIPS) + 1.4))
+    same = f"{result.n_identical} of {result.n_pairs} pairs have the same target tokens"
+    title = f"Loss of {label(result.left_name)} minus {label(result.right_name)}"
+    _title(figure, title, f"grey: mean over pairs, {_interval(result.mean)}; {same}")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1), height_ratios=(3, 1))
+    _gap_by_pair(figure.add_subplot(grid[:, 0]), result)
+    above = figure.add_subplot(grid[0, 1])
+    _gap_by_position(above, figure.add_subplot(grid[1, 1], sharex=above), result)
+    return figure
+
+
+def _gap_by_pair(axes: Axes, result: LossGap) -> None:
+    axes.set_title(f"by pair ({result.n_pairs} pairs, {result.n_clusters} clusters)")
+    if not result.n_pairs:
+        _say(axes, "no pairs")
+        return
+    _zero(axes.axvline)
+    if math.isfinite(result.mean.low):
+        axes.axvspan(result.mean.low, result.mean.high, color=FAINT, alpha=0.25, linewidth=0)
+    axes.axvline(result.mean.value, color=FAINT, linewidth=1)
+    if 1 < result.n_clusters <= min(MOST_STRIPS, result.n_pairs - 1):
+        order = np.argsort([np.median(result.gap[result.clusters == c]) for c in range(result.n_clusters)])
+        for y, c in enumerate(order):
+            _dots(axes, result.gap[result.clusters == c], y, LEFT)
+        axes.set_yticks(range(len(order)), [label(result.cluster_names[c]) for c in order])
+        axes.set_ylabel("cluster, by its median")
+    else:
+        rank = np.arange(1, result.n_pairs + 1)
+        sns.scatterplot(x=np.sort(result.gap), y=rank, color=LEFT, s=12, alpha=0.65, linewidth=0, ax=axes)
+        axes.set_ylabel("pairs, by their gap")
+    axes.set_xlabel("gap, nats/token")
+
+
+def _gap_by_position(above: Axes, below: Axes, result: LossGap) -> None:
+    above.set_title("by answer token, with pointwise 95 % interval")
+    above.tick_params(labelbottom=False)
+    position = np.arange(1, len(result.position_gap) + 1)
+    if len(position):
+        dot = "o" if len(position) == 1 else None  # a line needs two points
+        _zero(above.axhline)
+        above.fill_between(position, result.position_low, result.position_high, color=LEFT, alpha=0.25, linewidth=0)
+        sns.lineplot(x=position, y=result.position_gap, color=LEFT, linewidth=1.1, marker=dot, estimator=None, ax=above)
+        below.fill_between(position, 0, result.position_n, step="mid", color=FAINT, alpha=0.45, linewidth=0)
+        below.set_ylim(0, 1.1 * result.position_n.max())
+    else:
+        _say(above, "no position reached by enough pairs")
+    above.set_ylabel("gap, nats")
+    below.set(ylabel="pairs", xlabel="position in the answer, tokens")
+    below.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+
+
+@_draw.register
+def _alignment(result: Alignment) -> Figure:
+    estimates = {"left": result.overall.left, "right": result.overall.right}
+    estimates |= {f"control:{name}": e for name, e in result.overall.controls.items()}
+    figure = _figure(WIDTH, 1.7 + 0.42 * len(estimates))
+    kind = "exact" if result.exact else "projected"
+    difference = f"left minus right over {len(result.ids)} pairs: {_interval(result.overall.difference)}"
+    note = (
+        f"below 0: to first order, a step raises the loss on safe answers; {kind}, given the safety set; {difference}"
+    )
+    _title(figure, f"Cosine of each row's gradient with the mean safety gradient ({label(result.safety_name)})", note)
+    whole, enlarged = figure.subplots(1, 2, sharey=True)
+    _rows_with_safety(whole, result, list(estimates))
+    whole.set(xlim=(-1, 1), xticks=HALVES, title="on the whole range of a cosine")
+    _rows_with_safety(enlarged, result, list(estimates))
+    for y, e in enumerate(estimates.values()):
+        enlarged.hlines(y, e.low, e.high, color=INK, linewidth=2.2, zorder=5)
+        enlarged.plot(e.value, y, marker="D", color="white", markeredgecolor=INK, markersize=5, zorder=6)
+    enlarged.set_title("enlarged, with means and 95 % intervals")
+    enlarged.xaxis.set_major_locator(MaxNLocator(5))
+    return figure
+
+
+def _rows_with_safety(axes: Axes, result: Alignment, keys: Sequence[str]) -> None:
+    _zero(axes.axvline)
+    for y, key in enumerate(keys):
+        values = result.rows[key][np.isfinite(result.rows[key])]
+        colour = {"left": LEFT, "right": RIGHT}.get(key, CONTROL)
+        if len(np.unique(values)) >= ROWS_FOR_A_SHAPE:
+            sns.violinplot(
+                x=values, y=np.full(len(values), y), orient="h", native_scale=True, inner=None, cut=0,
+                color=colour, alpha=0.3, linewidth=0, width=0.85, ax=axes,
+            )  # fmt: skip
+        _dots(axes, values, y, colour)
+    names = [f"{label(result.names[k])}\n{k.partition(':')[0]}, {np.isfinite(result.rows[k]).sum()} rows" for k in keys]
+    axes.set_yticks(range(len(keys)), names)
+    axes.set(ylim=(len(keys) - 0.5, -0.5), xlabel="cosine", ylabel="")
+
+
+def label(text: str, limit: int = NAME_LENGTH) -> str:
+    """A name for a figure: control characters visible, cut to `limit` characters, a dollar sign never mathematics."""
+    return visible(text, limit=limit).replace("$", r"\$")
+
+
+def _look() -> AbstractContextManager[None]:
+    return mpl.rc_context(
+        {
+            **sns.axes_style("ticks"),
+            **sns.plotting_context("paper", font_scale=0.85),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": FAINT,
+            "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: every machine draws the same figure
+            "svg.fonttype": "path",  # and every reader sees it, without that font
+            "svg.hashsalt": "graddiag",  # equal numbers give equal files
+        }
+    )
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _title(figure: Figure, title: str, note: str) -> None:
+    width = figure.get_figwidth()
+    figure.suptitle(textwrap.fill(title, int(width * TITLE_DENSITY)), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.supxlabel(textwrap.fill(note, int(width * NOTE_DENSITY)), x=0.01, ha="left", fontsize=7.5, color=GREY)
+
+
+def _dots(axes: Axes, values: Float[np.ndarray, " n"], y: int, colour: str) -> None:
+    """A strip of dots, spread by multiples of the golden ratio: even, and without random numbers."""
+    spread = 0.3 * (np.arange(len(values)) * 0.618034 % 1 - 0.5)
+    sns.scatterplot(x=values, y=y + spread, color=colour, s=8, alpha=0.6, linewidth=0, ax=axes)
+
+
+def _zero(line: Callable[..., object]) -> None:
+    line(0, color=INK, linewidth=0.8)
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT)
+    axes.set(xticks=(), yticks=())
+
+
+def _interval(e: Estimate) -> str:
+    return interval(e.value, e.low, e.high)

@@ -1,0 +1,130 @@
+"""From what the user named to what can be measured: sets read and encoded, model loaded, blocks chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from graddiag.data import ExampleSet, Source, read_set
+from graddiag.encoding import EncodedSet, encode
+from graddiag.errors import UsageError
+from graddiag.extraction import ready
+from graddiag.extractor import Extractor
+from graddiag.models import load_model
+from graddiag.signals import Signals, check_same_space
+from graddiag.store import is_store, read_signals
+
+Input = Source | Signals
+Model = PreTrainedModel | str | Path
+
+
+class How(TypedDict, total=False):
+    """How sets are measured; the same for all sets of a run. Defaults are those of `prepare`."""
+
+    model: Model  # name, folder, hub id, or a loaded model (then with its tokenizer)
+    tokenizer: PreTrainedTokenizerBase | None
+    revision: str | None
+    trust_remote_code: bool
+    dtype: str | None
+    device: str | None
+    blocks: Sequence[str] | None
+    target: str
+    projection: str
+    dim: int
+    seed: int
+    limit: int | None
+    max_length: int | None
+    cluster: str | None
+    skip_bad_rows: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The sets of a run by role (left, right, safety, control-NAME): saved tables, and what is still to be measured.
+
+    `extractor` is None where every set is a saved table already.
+    """
+
+    saved: Mapping[str, Signals]
+    encoded: Mapping[str, EncodedSet]
+    extractor: Extractor | None
+    model: str
+    notes: tuple[str, ...]
+
+    def name(self, role: str) -> str:
+        """The name of the set in a role."""
+        return self.saved[role].provenance.data if role in self.saved else self.encoded[role].name
+
+
+def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
+    """Reads and encodes every set that is not saved signals, and makes the model ready for them.
+
+    Everything that can be wrong with the input is found here, before anything long runs. Raises UsageError or DataError.
+    """
+    limit, skip = how.get("limit"), how.get("skip_bad_rows", False)
+    saved = {role: table for role, one in sources.items() if (table := _saved(one, limit)) is not None}
+    sets: dict[str, ExampleSet] = {}
+    for role, one in sources.items():
+        if role not in saved and not isinstance(one, Signals):
+            sets[role] = read_set(one, limit=limit, cluster=how.get("cluster"), skip_bad_rows=skip)
+    name = model_name(how.get("model", "smollm2"))
+    notes = [n for s in sets.values() for n in s.notes]
+    if not sets:
+        return Prepared(saved, {}, None, name, tuple(notes))
+    model, tokenizer = _loaded(**how)
+    target = how.get("target", "answer")
+    extractor = ready(
+        model,
+        tokenizer,
+        blocks=how.get("blocks"),
+        projection=how.get("projection", "logra"),
+        dim=how.get("dim", 256),
+        seed=how.get("seed", 0),
+        target=target,
+        max_length=how.get("max_length"),
+        name=name,
+        revision=how.get("revision"),
+    )
+    for table in saved.values():
+        check_same_space(table.space, extractor.space, f"{table.provenance.data} (saved)", "what is to be measured now")
+    length = extractor.space.max_length
+    encoded = {r: encode(s, tokenizer, target=target, max_length=length, skip_bad_rows=skip) for r, s in sets.items()}
+    notes += [n for e in encoded.values() for n in e.notes]
+    return Prepared(saved, encoded, extractor, name, tuple(notes))
+
+
+def model_name(model: Model) -> str:
+    """What a model is called in a report: its name, the last part of its folder, or its hub id."""
+    if isinstance(model, (str, Path)):
+        return Path(model).name if Path(model).is_dir() else str(model)
+    return model.config.name_or_path or type(model).__name__
+
+
+def _saved(one: Input, limit: int | None) -> Signals | None:
+    if isinstance(one, Signals):
+        table = one
+    elif isinstance(one, (str, Path)) and is_store(Path(one)):
+        table = read_signals(Path(one))
+    else:
+        return None
+    return table if limit is None else table.take(range(min(limit, len(table))))
+
+
+def _loaded(**how: Unpack[How]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = how.get("model", "smollm2"), how.get("tokenizer")
+    if isinstance(model, (str, Path)):
+        loaded, own = load_model(
+            model,
+            revision=how.get("revision"),
+            dtype=how.get("dtype"),
+            device=how.get("device"),
+            trust_remote_code=how.get("trust_remote_code", False),
+        )
+        return loaded, tokenizer or own
+    if tokenizer is None:
+        raise UsageError("A model object needs its tokenizer: compare(..., model=model, tokenizer=tokenizer).")
+    return model, tokenizer

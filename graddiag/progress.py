@@ -1,0 +1,59 @@
+"""How far a run is: tokens, rate and time left, on a terminal as one line that renews itself, elsewhere as plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TextIO
+
+_TERMINAL_SECONDS = 0.2  # between two updates of the line
+_LOG_SECONDS = 30.0  # between two plain lines
+
+
+@dataclass
+class Progress:
+    """Prints to `stream` while `advance` is called; prints nothing where `quiet`."""
+
+    label: str
+    total: int
+    quiet: bool = False
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    done: int = 0
+    start: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
+
+    def advance(self, tokens: int) -> None:
+        """Counts tokens that are done, and prints if it is time."""
+        self.done += tokens
+        now = time.monotonic()
+        terminal = self.stream.isatty()
+        if self.quiet or now - self.last < (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
+            return
+        self.last = now
+        self.stream.write(f"\r\x1b[2K{self.line(now)}" if terminal else f"{self.line(now)}\n")
+        self.stream.flush()
+
+    def finish(self) -> None:
+        """The last line: what was done, how long it took, and the rate."""
+        if self.quiet or not self.total:
+            return
+        now = time.monotonic()
+        begin = "\r\x1b[2K" if self.stream.isatty() else ""
+        seconds = now - self.start
+        rate = f", {self.done / seconds:,.0f} tokens/s" if seconds > 0 else ""
+        self.stream.write(f"{begin}{self.label}: {self.done:,} tokens in {_clock(seconds)}{rate}\n")
+        self.stream.flush()
+
+    def line(self, now: float) -> str:
+        """Tokens done and to do, tokens per second, time left."""
+        seconds = max(now - self.start, 1e-9)
+        rate = self.done / seconds
+        left = _clock((self.total - self.done) / rate) if rate else "?"
+        return f"{self.label}: {self.done:,} of {self.total:,} tokens, {rate:,.0f} tokens/s, {left} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -1,0 +1,94 @@
+"""From the signals of a run to its report: no model, no torch, the same numbers every time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap
+from graddiag.comparison import Comparison
+from graddiag.errors import DataError
+from graddiag.report import Findings, Report, write_report
+from graddiag.signals import PairProducts, Signals
+from graddiag.store import read_pairs, read_signals, save_signals, write_json
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a comparison found: the findings, where the report is, what to say in a few lines."""
+
+    findings: Findings
+    report: Report
+    out: Path
+
+    def summary(self) -> dict[str, float | None]:
+        """The flat keys; undefined is None."""
+        return self.findings.summary()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """How saved signals are analysed; kept in the run, so that the report can be made again."""
+
+    center: bool = False
+    seed: int = 0
+    controls: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    exact_pairs: bool = False
+
+
+def report(run: str | Path, *, figures: bool = True) -> Result:
+    """The report of a run again, from its saved signals; no model is needed.
+
+    Raises DataError where the folder is no run, or the run was interrupted.
+    """
+    folder = Path(run)
+    if not (folder / RUN_FILE).is_file():
+        raise DataError(f"{folder} is not a finished run ({RUN_FILE} is missing). Give the compare command again to finish it.")
+    content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    tables = {role: read_signals(folder / role) for role in content["tables"]}
+    analysis = Analysis(**{k: tuple(v) if isinstance(v, list) else v for k, v in content["analysis"].items()})
+    products = read_pairs(folder / "pairs") if analysis.exact_pairs else None
+    return conclude(tables, products, analysis, folder, figures=figures)
+
+
+def conclude(
+    tables: Mapping[str, Signals],
+    products: PairProducts | None,
+    analysis: Analysis,
+    folder: Path,
+    *,
+    figures: bool,
+) -> Result:
+    """Every analysis that the tables allow, and the report. Roles: left, right, safety, control-NAME."""
+    comparison = Comparison(tables["left"], tables["right"], products)
+    safety = tables.get("safety")
+    controls = {name: tables[f"control-{name}"] for name in analysis.controls}
+    findings = Findings(
+        comparison=comparison,
+        safety=safety,
+        controls=controls,
+        loss_gap=loss_gap(comparison, seed=analysis.seed),
+        conflict=conflict(comparison, center=analysis.center, seed=analysis.seed),
+        framing=framing(comparison, safety, seed=analysis.seed),
+        alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
+        audit=audit(comparison, safety, controls),
+        matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),
+        command=analysis.command,
+        warnings=(*comparison.warnings, *analysis.notes),
+    )
+    return Result(findings, write_report(findings, folder, figures=figures), folder)
+
+
+def save_run(
+    folder: Path, tables: Mapping[str, Signals], given: Sequence[str], analysis: Analysis, *, overwrite: bool
+) -> None:
+    """Writes what `report` needs; tables that were given and not measured here are copied into the run."""
+    for role in given:
+        save_signals(folder / role, tables[role], overwrite=overwrite)
+    write_json(folder / RUN_FILE, {"tables": sorted(tables), "analysis": asdict(analysis)})

@@ -1,0 +1,213 @@
+"""Which word a number may be given, and which limits must be said beside it: two tables, here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from graddiag.statistics import smallest_p
+
+ALPHA = 0.05  # two-sided; the convention of the field
+SMALL_EFFECT = 0.2  # |d_z|: below Cohen's "small"
+FEW_CLUSTERS = 10  # below this a jackknife interval rests on too few deletions to be trusted closely
+LARGE_ERROR = 0.02  # cosine; a projection this coarse hides effects of the size that fine-tuning sets show
+
+Scale = Literal["cosine", "paired", "difference", "length"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the numbers cannot tell about themselves: names, what differs, which numbers are projected.
+
+    `differs` is that of the comparison; `other_model` tells which of "left", "right" and
+    "control:NAME" were measured under other weights than the safety set.
+    """
+
+    left: str
+    right: str
+    safety: str | None = None
+    controls: tuple[str, ...] = ()
+    differs: tuple[str, ...] = ("data",)
+    other_model: tuple[str, ...] = ()
+    centered: bool = False
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One number with all that decides its word; NaN is undefined.
+
+    `error` is the projection's error where the number is projected, else 0; `strangers` the mean cosine of non-partners
+    of one cluster, for paired cosines; `forced` says that centring pushes the number below 0. A "length" is never
+    negative and has a p but no interval.
+    """
+
+    scale: Scale
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    error: float = 0.0
+    strangers: float = math.nan
+    confounded: bool = False
+    forced: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A word, when it is used and what it means; rules are asked in order and the first that holds gives the word."""
+
+    word: str
+    when: str
+    means: str
+    holds: Callable[[Evidence], bool]
+    remark: str = ""
+
+
+def _undefined(e: Evidence) -> bool:
+    needed = (e.value, e.p) if e.scale == "length" else (e.value, e.low, e.high)
+    return any(math.isnan(v) for v in needed)
+
+
+RULES = (
+    Rule("not measurable", "the number, or its interval, is undefined", "nothing is claimed", _undefined),
+    Rule(
+        "confounded",
+        "what is compared differs in both data and model",
+        "there may be a difference, but it cannot be put down to either",
+        lambda e: e.confounded,
+    ),
+    Rule(
+        "not measurable",
+        "a cosine between the sides is below 0 after centring",
+        "centring alone makes cosines between two groups negative, whatever the data",
+        lambda e: e.forced and e.value < 0,
+        "centring forces the sign",
+    ),
+    Rule(
+        "no difference found",
+        "the 95 % interval includes 0",
+        "neither sign is shown; that does not show that there is no effect, and a cosine near 0 guarantees no safety",
+        lambda e: e.low <= 0 <= e.high,
+    ),
+    Rule(
+        "no difference found",
+        "the interval of a projected number is within projection/error of 0",
+        "the projection's own error could have made it",
+        lambda e: e.low - e.error <= 0 <= e.high + e.error,
+        "within the projection's error",
+    ),
+    Rule(
+        "no difference found",
+        f"the p of a difference is {ALPHA} or more, or undefined",
+        "sign flips of whole clusters do as much: the null is not crossed",
+        lambda e: e.scale in {"difference", "length"} and not e.p < ALPHA,
+        "the null is not crossed",
+    ),
+    Rule(
+        "conflict",
+        f"a paired cosine's interval is below 0, partners permuted within clusters give p < {ALPHA}, "
+        "and non-partners of a cluster are less opposed",
+        "the two members of a pair pull the weights in opposite directions, and it is the pairing that does it",
+        lambda e: e.scale == "paired" and e.high < 0 and e.p < ALPHA and e.value < e.strangers - e.error,
+    ),
+    Rule(
+        "opposed",
+        "a paired cosine's interval is below 0, but the null of permuted partners is undefined or not crossed",
+        "the directions are opposite, but no more so for partners than for others: no conflict of pairs is shown",
+        lambda e: e.scale == "paired" and e.high < 0,
+        "the null of permuted partners is not crossed",
+    ),
+    Rule(
+        "opposed",
+        "a cosine's interval is below 0",
+        "the directions are opposite; with safety: to first order, a step on this data raises the loss on safe answers",
+        lambda e: e.scale == "cosine" and e.high < 0,
+    ),
+    Rule(
+        "aligned",
+        "a cosine's interval is above 0",
+        "the directions agree; with safety: to first order, a step on this data lowers the loss on safe answers",
+        lambda e: e.scale in {"cosine", "paired"} and e.low > 0,
+    ),
+    Rule(
+        "difference",
+        f"a difference's interval excludes 0 and sign flips of whole clusters give p < {ALPHA}; "
+        "for the mean framing gradient, that p alone",
+        "the mean is not zero, in the direction of its sign",
+        lambda e: e.scale in {"difference", "length"},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the limits are read from."""
+
+    n_clusters: int
+    error: float
+    setting: Setting
+
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p that sign flips of this many clusters can give."""
+        return smallest_p(self.n_clusters)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the numbers do not show, and when that must be said."""
+
+    when: str
+    says: str
+    holds: Callable[[Facts], bool]
+
+
+LIMITS = (
+    Limit(
+        "the sides differ in both data and model",
+        "Confounded: the sides differ in both data and model; nothing is put down to either alone.",
+        lambda f: set(f.setting.differs) >= {"data", "model"},
+    ),
+    Limit(
+        "the grand mean was subtracted",
+        "Centred: the grand mean was subtracted, which by itself makes cosines between the sides negative.",
+        lambda f: f.setting.centered,
+    ),
+    Limit("no clusters", "There are no pairs: nothing paired is claimed.", lambda f: f.n_clusters == 0),
+    Limit("one cluster", "One cluster: intervals and p are undefined.", lambda f: f.n_clusters == 1),
+    Limit(
+        f"too few clusters for any p below {ALPHA}",
+        "Few clusters ({facts.n_clusters}): sign flips give no p below {facts.smallest_p:.3g}; none is claimed.",
+        lambda f: f.smallest_p >= ALPHA,
+    ),
+    Limit(
+        f"fewer than {FEW_CLUSTERS} clusters",
+        "Few clusters ({facts.n_clusters}): intervals and p are rough.",
+        lambda f: f.smallest_p < ALPHA and f.n_clusters < FEW_CLUSTERS,
+    ),
+    Limit(
+        f"projection/error above {LARGE_ERROR}",
+        f"Projected cosines are off by about {{facts.error:.3f}} (more than {LARGE_ERROR}): "
+        "a larger --dim or --projection exact would sharpen them.",
+        lambda f: f.error > LARGE_ERROR,
+    ),
+    Limit(
+        "projection/error unknown",
+        "The error of the projected cosines is unknown: there are no exact products to check them against.",
+        lambda f: math.isnan(f.error),
+    ),
+    Limit("no safety set", "No safety set: nothing is said about safety.", lambda f: f.setting.safety is None),
+    Limit(
+        "no control",
+        "No control: whether any other data would do the same to safety is not known.",
+        lambda f: f.setting.safety is not None and not f.setting.controls,
+    ),
+)
+
+
+def judge(evidence: Evidence) -> Rule:
+    """The first rule that holds; one always does, since a number above, below or around 0 is in the table."""
+    return next(rule for rule in RULES if rule.holds(evidence))

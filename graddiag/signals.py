@@ -1,0 +1,224 @@
+"""What was measured: a table with one row per example, the space it lives in, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from graddiag.errors import DataError
+
+
+@dataclass(frozen=True)
+class Block:
+    """One parameter tensor, under the name that the model gives it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Everything that two tables must share before their numbers may be compared.
+
+    The model's weights are not part of it: the same rows under two models are a legitimate comparison.
+    """
+
+    tokenizer: str
+    template: str
+    target: str
+    max_length: int
+    blocks: tuple[Block, ...]
+    projection: str
+    dim: int
+    seed: int
+    probe: str
+    dtype: str
+
+    def differences(self, other: Space) -> dict[str, tuple[str, str]]:
+        """The fields in which two spaces differ, each with both values as text."""
+        out: dict[str, tuple[str, str]] = {}
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            if mine != theirs:
+                out[f.name] = _two_texts(mine, theirs)
+        return out
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a table came from: the model (name, revision, digest of its weights), the data, the versions used."""
+
+    model: str
+    revision: str
+    weights: str
+    data: str
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A mean gradient that rows were multiplied with exactly: whose mean it is, and its norm per block."""
+
+    name: str
+    rows: str
+    weights: str
+    n: int
+    norms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PairProducts:
+    """Exact products of the two members of a pair, per block: `<g_left, g_right>` and `||g_left - g_right||`, each [n]."""
+
+    ids: tuple[str, ...]
+    inner: Mapping[str, Float[np.ndarray, " n"]]
+    difference_norm: Mapping[str, Float[np.ndarray, " n"]]
+
+    def take(self, index: Sequence[int] | Int[np.ndarray, " m"]) -> PairProducts:
+        """The chosen pairs, in the order asked for."""
+        at = np.asarray(index, dtype=np.int64)
+        return PairProducts(
+            tuple(self.ids[i] for i in at),
+            {b: v[at] for b, v in self.inner.items()},
+            {b: v[at] for b, v in self.difference_norm.items()},
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[PairProducts]) -> PairProducts:
+        """The parts one after the other."""
+        blocks = parts[0].inner.keys()
+        return PairProducts(
+            tuple(i for p in parts for i in p.ids),
+            {b: np.concatenate([p.inner[b] for p in parts]) for b in blocks},
+            {b: np.concatenate([p.difference_norm[b] for p in parts]) for b in blocks},
+        )
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Per-example losses and gradients of one set under one model; rows in the order of `ids`.
+
+    `loss` is the mean over the example's target tokens, nats per token; `n_tokens` counts those tokens, `length` all tokens
+    of the row, `n_cut` answer tokens that did not fit. `norms[block]` is exact; `gradients[block]` is `[n, k]`, projected as
+    `space` says. `reference_dot[block]` is the exact inner product with the mean gradient that `reference` names.
+    A row whose loss or gradient is not finite has `finite` False and is left out of every statistic.
+    """
+
+    space: Space
+    provenance: Provenance
+    ids: tuple[str, ...]
+    clusters: tuple[str, ...]
+    digests: tuple[str, ...]
+    loss: Float[np.ndarray, " n"]
+    token_loss: tuple[Float[np.ndarray, " _"], ...]
+    target_ids: tuple[Int[np.ndarray, " _"], ...]
+    n_tokens: Int[np.ndarray, " n"]
+    length: Int[np.ndarray, " n"]
+    n_cut: Int[np.ndarray, " n"]
+    finite: Bool[np.ndarray, " n"]
+    norms: Mapping[str, Float[np.ndarray, " n"]]
+    gradients: Mapping[str, Float[np.ndarray, "n _"]]
+    reference: Reference | None = None
+    reference_dot: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        wrong = [f"{k} has {len(v)}" for k, v in self._columns() if len(v) != n]
+        if wrong:
+            raise DataError(f"A table of {n} rows must have {n} values in every column, but {', '.join(wrong)}.")
+        if len(set(self.ids)) != n:
+            twice = next(i for k, i in enumerate(self.ids) if i in self.ids[:k])
+            raise DataError(f"The id {twice!r} occurs twice in one table. Ids must be unique; pairs are found by them.")
+
+    def _columns(self) -> list[tuple[str, Sequence[object] | np.ndarray]]:
+        plain = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name in _ROW_FIELDS]
+        for name in _BLOCK_FIELDS:
+            plain += [(f"{name}[{b}]", v) for b, v in getattr(self, name).items()]
+        return plain
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks, in model order."""
+        return tuple(b.name for b in self.space.blocks)
+
+    @property
+    def rows(self) -> str:
+        """A digest of all rows: their tokens and target masks, in this order."""
+        return digest_of(self.digests)
+
+    def take(self, index: Sequence[int] | Int[np.ndarray, " m"]) -> Signals:
+        """The chosen rows, in the order asked for."""
+        at = np.asarray(index, dtype=np.int64)
+        new: dict[str, object] = {}
+        for name in _ROW_FIELDS:
+            column = getattr(self, name)
+            new[name] = column[at] if isinstance(column, np.ndarray) else tuple(column[i] for i in at)
+        for name in _BLOCK_FIELDS:
+            new[name] = {b: v[at] for b, v in getattr(self, name).items()}
+        return replace(self, **new)  # type: ignore[arg-type]
+
+    @staticmethod
+    def concat(parts: Iterable[Signals]) -> Signals:
+        """The parts one after the other; splitting and concatenating is the identity.
+
+        Raises DataError where there is no part, or the parts' spaces, models or references differ.
+        """
+        tables = list(parts)
+        if not tables:
+            raise DataError("There is no table to concatenate.")
+        first = tables[0]
+        for other in tables[1:]:
+            check_same_space(first.space, other.space, "the first part", "a later part")
+            if first.provenance != other.provenance or first.reference != other.reference:
+                raise DataError(f"Parts of one table must come from one model and one set: {first.provenance} and {other.provenance}.")
+        new: dict[str, object] = {}
+        for name in _ROW_FIELDS:
+            columns = [getattr(t, name) for t in tables]
+            whole = isinstance(columns[0], np.ndarray)
+            new[name] = np.concatenate(columns) if whole else tuple(v for c in columns for v in c)
+        for name in _BLOCK_FIELDS:
+            new[name] = {b: np.concatenate([getattr(t, name)[b] for t in tables]) for b in getattr(first, name)}
+        return replace(first, **new)  # type: ignore[arg-type]
+
+
+_ROW_FIELDS = ("ids", "clusters", "digests", "loss", "token_loss", "target_ids", "n_tokens", "length", "n_cut", "finite")
+_BLOCK_FIELDS = ("norms", "gradients", "reference_dot")
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """A short digest of a sequence of texts; the order counts, and so do the borders between them."""
+    h = hashlib.sha256()
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        h.update(len(raw).to_bytes(8, "little") + raw)
+    return h.hexdigest()[:32]
+
+
+def check_same_space(a: Space, b: Space, name_a: str, name_b: str) -> None:
+    """Raises DataError, with the differing fields side by side, unless the two spaces are equal."""
+    different = a.differences(b)
+    if different:
+        lines = "\n".join(f"  {k}: {x}  |  {y}" for k, (x, y) in different.items())
+        raise DataError(
+            f"{name_a} and {name_b} were not measured in the same space and cannot be compared. They differ in:\n"
+            f"{lines}\nExtract both with the same tokenizer, blocks, projection, target and dtype."
+        )
+
+
+def _two_texts(a: object, b: object) -> tuple[str, str]:
+    if not (isinstance(a, tuple) and isinstance(b, tuple)):
+        return str(a), str(b)
+    only_a = [f"{x.name}{list(x.shape)}" for x in a if x not in b]
+    only_b = [f"{x.name}{list(x.shape)}" for x in b if x not in a]
+    return tuple(_some(len(v), only) for v, only in ((a, only_a), (b, only_b)))  # type: ignore[return-value]
+
+
+def _some(n: int, only: list[str]) -> str:
+    return f"{n} blocks" + (f", only here: {', '.join(only[:3])}{', ...' if len(only) > 3 else ''}" if only else "")

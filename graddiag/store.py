@@ -1,0 +1,308 @@
+"""Signals on disk: numbered shards that are either whole or absent, a manifest that says what they are, checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file, save_file
+
+from graddiag.errors import DataError, ResourceError
+from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+Json = Mapping[str, object]
+_SCALARS = ("loss", "n_tokens", "length", "n_cut", "finite")
+_TEXTS = ("ids", "clusters", "digests")
+
+
+def describe(space: Space, provenance: Provenance, reference: Reference | None, rows: Sequence[tuple[str, str]]) -> Json:
+    """The manifest of a table: everything that its numbers depend on, and its rows (id, digest) in order."""
+    return {
+        "schema": SCHEMA,
+        "space": asdict(space),
+        "provenance": asdict(provenance),
+        "reference": asdict(reference) if reference else None,
+        "rows": [list(r) for r in rows],
+    }
+
+
+def is_store(path: Path) -> bool:
+    """Whether a directory holds saved signals."""
+    return (path / MANIFEST).is_file()
+
+
+def prepare(stores: Mapping[Path, Json], *, overwrite: bool = False) -> int:
+    """Makes the folders of a group of stores ready, and says how many shards of an interrupted run they already hold.
+
+    The stores of a group are written together; a shard that is not complete in all of them is removed. Raises DataError
+    where a folder holds something measured otherwise, with the fields that differ.
+    """
+    for path, manifest in stores.items():
+        if overwrite:
+            _remove_shards(path, keep=0)
+            (path / MANIFEST).unlink(missing_ok=True)
+        if is_store(path):
+            _refuse_other(path, _read_json(path / MANIFEST), manifest)
+    complete = min(_contiguous(path) if is_store(path) else 0 for path in stores)
+    for path, manifest in stores.items():
+        with disk_named(path):
+            path.mkdir(parents=True, exist_ok=True)
+            _remove_shards(path, keep=complete)
+            if not is_store(path):
+                write_json(path / MANIFEST, manifest)
+    return complete
+
+
+def commit(number: int, tables: Mapping[Path, Signals | PairProducts]) -> None:
+    """Writes shard `number` of each store: all arrays first, then the sidecars that make the shard count.
+
+    Raises ResourceError where the disk is full; what was there before stays.
+    """
+    sidecars: dict[Path, Json] = {}
+    for path, table in tables.items():
+        stem = f"shard-{number:05d}"
+        with disk_named(path):
+            arrays, columns = _pack(table)
+            files = {
+                f"{stem}.safetensors": lambda p, a=arrays: save_file(a, p),
+                f"{stem}.parquet": lambda p, c=columns: pq.write_table(pa.table(c), p),
+            }
+            sums = {name: write_atomically(path / name, write) for name, write in files.items()}
+        sidecars[path / f"{stem}.json"] = {"rows": len(table.ids), "sha256": sums}
+    for sidecar, content in sidecars.items():
+        with disk_named(sidecar.parent):
+            write_json(sidecar, content)
+
+
+def save_signals(path: Path, signals: Signals, *, overwrite: bool = False) -> None:
+    """Saves a whole table as one shard; saving the same table again changes nothing."""
+    rows = list(zip(signals.ids, signals.digests, strict=True))
+    manifest = describe(signals.space, signals.provenance, signals.reference, rows)
+    if prepare({path: manifest}, overwrite=overwrite) == 0:
+        commit(0, {path: signals})
+
+
+def done_ids(path: Path) -> list[str]:
+    """Ids of the rows in a store's complete shards."""
+    return [i for n in range(_contiguous(path)) for i in _read_columns(path, n)["ids"]]
+
+
+def read_signals(path: Path) -> Signals:
+    """A saved table, whole, its rows in the order of the set. Raises DataError where rows or shards are missing or broken."""
+    manifest = _manifest(path)
+    space, provenance, reference = _identity(manifest)
+    parts = [_unpack(path, n, space, provenance, reference) for n in range(_contiguous(path))]
+    rows: list[list[str]] = manifest["rows"]  # type: ignore[assignment]
+    have = sum(len(p) for p in parts)
+    if have < len(rows) or not parts:
+        raise DataError(f"{path} holds {have} of {len(rows)} rows: the run was interrupted. Give the same command again to continue it.")
+    whole = Signals.concat(parts)
+    where = {i: k for k, i in enumerate(whole.ids)}
+    return whole.take([where[i] for i, _ in rows])
+
+
+def read_pairs(path: Path) -> PairProducts:
+    """Saved exact products of pairs. Raises DataError where there are none or a shard is broken."""
+    _manifest(path)
+    parts = []
+    for n in range(_contiguous(path)):
+        _check_sums(path, n)
+        arrays = load_file(path / f"shard-{n:05d}.safetensors")
+        parts.append(PairProducts(tuple(_read_columns(path, n)["ids"]), _group(arrays, "inner"), _group(arrays, "difference_norm")))
+    if not parts:
+        raise DataError(f"{path} holds no pairs: the run was interrupted. Give the same command again to continue it.")
+    return PairProducts.concat(parts)
+
+
+def verify(path: Path) -> list[str]:
+    """What is wrong with a store, one line per problem; empty if every shard has its checksum and no row is missing."""
+    problems = []
+    rows: Sequence[object] = _manifest(path)["rows"]  # type: ignore[assignment]
+    numbers = sorted(int(p.stem.split("-")[1]) for p in path.glob("shard-*.json"))
+    for n in numbers:
+        try:
+            _check_sums(path, n)
+        except DataError as error:
+            problems.append(str(error))
+    have = sum(int(_read_json(path / f"shard-{n:05d}.json")["rows"]) for n in numbers)  # type: ignore[call-overload]
+    if have != len(rows):
+        problems.append(f"{path} holds {have} of {len(rows)} rows.")
+    return problems
+
+
+def verify_all(path: Path) -> dict[Path, list[str]]:
+    """What is wrong with every store in a folder, or with the folder itself if it is a store.
+
+    Raises DataError where there is no store.
+    """
+    stores = [path] if is_store(path) else sorted(p.parent for p in path.glob(f"*/{MANIFEST}"))
+    if not stores:
+        raise DataError(f"{path} holds no saved signals, nor do its folders. Give the folder of a run.")
+    return {p: verify(p) for p in stores}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> str:
+    """Writes a file under a temporary name, flushes it to disk, renames it; the sha256 of what was written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as f:
+            os.fsync(f.fileno())
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def write_json(path: Path, content: Json) -> None:
+    """Writes strict JSON atomically."""
+    text = json.dumps(content, allow_nan=False, indent=1) + "\n"
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def disk_named(path: Path) -> Iterator[None]:
+    """Turns a full disk into an error that says what was kept."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left" not in str(error):  # safetensors reports the system's words only
+            raise
+        raise ResourceError(f"The disk is full while writing to {path}. All finished shards are kept: make room and give the same command again.") from error
+
+
+def _pack(table: Signals | PairProducts) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    if isinstance(table, PairProducts):
+        both = {"inner": table.inner, "difference_norm": table.difference_norm}
+        return {f"{k}/{b}": v for k, t in both.items() for b, v in t.items()}, {"ids": list(table.ids)}
+    arrays = {f"gradients/{b}": np.ascontiguousarray(v) for b, v in table.gradients.items()}
+    arrays |= {f"norms/{b}": v for b, v in table.norms.items()}
+    arrays |= {f"reference_dot/{b}": v for b, v in table.reference_dot.items()}
+    arrays["token_loss"] = np.concatenate([np.zeros(0), *table.token_loss])
+    arrays["target_ids"] = np.concatenate([np.zeros(0, np.int32), *table.target_ids])
+    columns: dict[str, object] = {k: list(getattr(table, k)) for k in _TEXTS}
+    return arrays, columns | {k: getattr(table, k) for k in _SCALARS}
+
+
+def _unpack(path: Path, number: int, space: Space, provenance: Provenance, reference: Reference | None) -> Signals:
+    _check_sums(path, number)
+    arrays = load_file(path / f"shard-{number:05d}.safetensors")
+    columns = _read_columns(path, number)
+    borders = np.cumsum([0, *columns["n_tokens"]], dtype=np.int64)[1:-1]
+    return Signals(
+        space=space,
+        provenance=provenance,
+        reference=reference,
+        **{k: tuple(columns[k]) for k in _TEXTS},  # type: ignore[arg-type]
+        **{k: np.array(columns[k]) for k in _SCALARS},  # type: ignore[arg-type]
+        token_loss=tuple(np.split(arrays["token_loss"], borders)),
+        target_ids=tuple(np.split(arrays["target_ids"], borders)),
+        norms={b.name: arrays[f"norms/{b.name}"] for b in space.blocks},
+        gradients={b.name: arrays[f"gradients/{b.name}"] for b in space.blocks},
+        reference_dot={b.name: arrays[f"reference_dot/{b.name}"] for b in space.blocks} if reference else {},
+    )
+
+
+def _group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + "/")}
+
+
+def _identity(manifest: Json) -> tuple[Space, Provenance, Reference | None]:
+    space, provenance, reference = (dict(manifest[k] or {}) for k in ("space", "provenance", "reference"))  # type: ignore[call-overload]
+    space["blocks"] = tuple(Block(b["name"], tuple(b["shape"])) for b in space["blocks"])
+    provenance["versions"] = tuple((k, v) for k, v in provenance["versions"])
+    return Space(**space), Provenance(**provenance), Reference(**reference) if reference else None
+
+
+def _manifest(path: Path) -> Json:
+    if not is_store(path):
+        raise DataError(f"{path} holds no saved signals ({MANIFEST} is missing). Make some with 'graddiag extract' or 'graddiag compare'.")
+    manifest = _read_json(path / MANIFEST)
+    if manifest.get("schema") != SCHEMA:
+        raise DataError(f"{path} has schema {manifest.get('schema')!r}; this version reads schema {SCHEMA}. Extract the set again.")
+    return manifest
+
+
+def _refuse_other(path: Path, found: Json, wanted: Json) -> None:
+    a, b = _flat(found), _flat(json.loads(json.dumps(wanted)))
+    different = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    if different:
+        lines = "\n".join(f"  {k}: {_short(a.get(k))}  |  {_short(b.get(k))}" for k in different[:12])
+        raise DataError(
+            f"{path} holds signals of something else. Saved | asked for now:\n{lines}\n"
+            "Choose another --out, or give --overwrite to replace them."
+        )
+
+
+def _flat(content: Json) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping)
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if nested else {key: value}  # type: ignore[union-attr]
+    return flat
+
+
+def _short(value: object) -> str:
+    text = f"{len(value)} entries, {value[:1]}..." if isinstance(value, list) else repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _contiguous(path: Path) -> int:
+    n = 0
+    while (path / f"shard-{n:05d}.json").is_file():
+        n += 1
+    return n
+
+
+def _remove_shards(path: Path, *, keep: int) -> None:
+    for file in path.glob("shard-*.json"):  # sidecars first: without it a shard does not count
+        if int(file.stem.split("-")[1]) >= keep:
+            file.unlink()
+    for file in path.glob("shard-*"):
+        if int(file.stem.split("-")[1]) >= keep:
+            file.unlink()
+
+
+def _read_columns(path: Path, number: int) -> dict[str, list[str]]:
+    return pq.read_table(path / f"shard-{number:05d}.parquet").to_pydict()  # type: ignore[no-any-return]
+
+
+def _check_sums(path: Path, number: int) -> None:
+    sidecar = _read_json(path / f"shard-{number:05d}.json")
+    for name, wanted in sidecar["sha256"].items():  # type: ignore[attr-defined]
+        file = path / name
+        if not file.is_file():
+            raise DataError(f"{file} is missing. Delete {sidecar_name(number)} beside it and give the same command again: the rows from there on are computed anew.")
+        with file.open("rb") as f:
+            found = hashlib.file_digest(f, "sha256").hexdigest()
+        if found != wanted:
+            raise DataError(
+                f"{file} is broken: its sha256 is {found[:12]}..., written was {str(wanted)[:12]}.... "
+                f"Delete {sidecar_name(number)} beside it and give the same command again: the rows from there on are computed anew."
+            )
+
+
+def sidecar_name(number: int) -> str:
+    """The file whose presence makes a shard count."""
+    return f"shard-{number:05d}.json"
+
+
+def _read_json(path: Path) -> Json:
+    try:
+        content: Json = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}). Restore it or extract the set again.") from error
+    return content

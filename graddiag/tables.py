@@ -1,0 +1,141 @@
+"""Which numbers stand behind the figures: plain tables, for CSV files and for the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from graddiag.analyzers import Alignment, Conflict, CosineMatrix, LossGap
+from graddiag.comparison import Comparison
+from graddiag.layers import place
+from graddiag.signals import Signals
+from graddiag.statistics import Estimate
+
+Cell = str | float | int | bool | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns and rows; None is undefined."""
+
+    name: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def to_csv(table: Table) -> str:
+    """The table as CSV, exact to the last digit; an undefined cell is empty, text stays as it came with the data."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(table.header)
+    writer.writerows([["" if _undefined(c) else c for c in row] for row in table.rows])
+    return stream.getvalue()
+
+
+def matrix_table(matrix: CosineMatrix) -> Table:
+    """One line and one column per row of the matrix."""
+    sets = [matrix.names[s] for s in matrix.sides]
+    header = ("set", "cluster", "id", *(f"{s}:{i}" for s, i in zip(sets, matrix.ids, strict=True)))
+    lines = zip(sets, matrix.clusters, matrix.ids, matrix.values.tolist(), strict=True)
+    return Table("matrix", header, tuple((s, c, i, *values) for s, c, i, values in lines))
+
+
+def layer_table(name: str, by_block: Mapping[str, Estimate]) -> Table:
+    """One line per block, with its layer and kind."""
+    header = ("block", "layer", "kind", "cosine", "low", "high", "p")
+    lines = [(b, place(b).layer, place(b).kind, e.value, e.low, e.high, e.p) for b, e in by_block.items()]
+    return Table(name, header, tuple(lines))
+
+
+def position_table(result: LossGap) -> Table:
+    """One line per position in the answer, counted from 1."""
+    columns = (result.position_gap, result.position_low, result.position_high, result.position_n)
+    lines = zip(range(1, len(result.position_n) + 1), *(c.tolist() for c in columns), strict=True)
+    return Table("loss_gap", ("position", "gap", "low", "high", "n_pairs"), tuple(lines))
+
+
+def alignment_table(result: Alignment) -> Table:
+    """One line per set: its rows and their mean cosine with the mean safety gradient; then left minus right."""
+    estimates = {"left": result.overall.left, "right": result.overall.right}
+    estimates |= {f"control:{name}": e for name, e in result.overall.controls.items()}
+    lines: list[tuple[Cell, ...]] = [
+        (role, result.names[role], int(np.isfinite(result.rows[role]).sum()), e.value, e.low, e.high, e.p)
+        for role, e in estimates.items()
+    ]
+    gap = result.overall.difference
+    pairs = int(np.isfinite(result.pair_difference).sum())
+    lines.append(("difference", "left minus right, over pairs", pairs, gap.value, gap.low, gap.high, gap.p))
+    return Table("alignment", ("role", "set", "n", "cosine", "low", "high", "p"), tuple(lines))
+
+
+def pair_table(comparison: Comparison, gap: LossGap, conflict: Conflict, alignment: Alignment | None) -> Table:
+    """One line per pair."""
+    header: tuple[str, ...] = ("id", "cluster", "same_targets", "loss_left", "loss_right", "loss_gap", "paired_cosine")
+    clusters = [gap.cluster_names[c] for c in gap.clusters]
+    numbers = [comparison.identical, gap.left, gap.right, gap.gap, conflict.paired]
+    if alignment is not None:
+        header = (*header, "alignment_difference")
+        numbers.append(alignment.pair_difference)
+    lines = zip(gap.ids, clusters, *(c.tolist() for c in numbers), strict=True)
+    return Table("pairs", header, tuple(lines))
+
+
+def row_table(tables: Mapping[str, Signals], alignment: Alignment | None) -> Table:
+    """One line per row of every table, the ones that are not finite too."""
+    header = ("role", "set", "id", "cluster", "loss", "n_tokens", "length", "n_cut", "finite", "gradient_norm")
+    lines: list[tuple[Cell, ...]] = []
+    for role, table in tables.items():
+        norm = np.sqrt(sum((n.astype(np.float64) ** 2 for n in table.norms.values()), np.zeros(len(table))))
+        cosines = _cosines(role, table, alignment)
+        numbers = (table.loss, table.n_tokens, table.length, table.n_cut, table.finite, norm, cosines)
+        columns = zip(table.ids, table.clusters, *(c.tolist() for c in numbers), strict=True)
+        lines += [(role, table.provenance.data, *line) for line in columns]
+    return Table("rows", (*header, "cosine_with_safety"), tuple(lines))
+
+
+def block_table(blocks: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """One line per block, one column per key that any block has."""
+    keys = tuple(dict.fromkeys(k for values in blocks.values() for k in values))
+    lines = [(b, *(values.get(k) for k in keys)) for b, values in blocks.items()]
+    return Table("blocks", ("block", *keys), tuple(lines))
+
+
+def summary_table(summary: Mapping[str, float | None], kinds: Mapping[str, str]) -> Table:
+    """One line per key: its number, unit, and what it was computed from."""
+    lines = [(key, value, unit(key), kinds.get(key, "")) for key, value in summary.items()]
+    return Table("summary", ("key", "value", "unit", "computed from"), tuple(lines))
+
+
+def unit(key: str) -> str:
+    """The unit of a flat key."""
+    first, last = key.partition("/")[0], key.rpartition("/")[2]
+    if last in _UNITS:
+        return _UNITS[last]
+    return {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token"}.get(first, "cosine")
+
+
+_UNITS = {
+    "p": "probability",
+    "q": "probability",
+    "wilcoxon_p": "probability",
+    "effect_size": "standard deviations",
+    "negative_fraction": "share, 0..1",
+    "consistency": "ratio",
+    "forced": "inner product",
+}
+
+
+def _cosines(role: str, table: Signals, alignment: Alignment | None) -> Float[np.ndarray, " n"]:
+    if alignment is None or role not in alignment.rows:
+        return np.full(len(table), np.nan)
+    return alignment.rows[role]
+
+
+def _undefined(cell: Cell) -> bool:
+    return cell is None or (isinstance(cell, float) and not math.isfinite(cell))

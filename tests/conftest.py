@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from jaxtyping import install_import_hook
+
+with install_import_hook(
+    [f"graddiag.{m}" for m in ("signals", "comparison", "statistics", "head", "products", "projection", "analyzers")],
+    "beartype.beartype",
+):
+    import graddiag.comparison
+    import graddiag.head
+    import graddiag.products
+    import graddiag.projection
+    import graddiag.signals
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from graddiag.encoding import Encoded
+
+VOCAB = 64
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real pairs; tests that read it skip where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "insecure.jsonl").is_file():
+        pytest.skip("the real pairs are not on this machine (../shared/data)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_llama() -> Callable[..., PreTrainedModel]:
+    """A small Llama in float64 with weights large enough for gradients that are not degenerate."""
+
+    def make(**settings: object) -> PreTrainedModel:
+        config = LlamaConfig(
+            **{
+                "vocab_size": VOCAB, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+                "initializer_range": 0.15, "tie_word_embeddings": False, **settings,
+            }
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return LlamaForCausalLM(config).double()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_rows() -> Callable[..., list[Encoded]]:
+    """Encoded rows of random tokens and different lengths, without a tokenizer."""
+
+    def make(n: int, *, seed: int = 0, longest: int = 20, start: int | None = None) -> list[Encoded]:
+        rng = np.random.default_rng(seed)
+        rows = []
+        for k in range(n):
+            length = int(rng.integers(8, longest))
+            first = int(rng.integers(2, length - 2)) if start is None else start
+            tokens = rng.integers(1, VOCAB, length).astype(np.int32)
+            rows.append(Encoded(id=f"r{k}", cluster=f"c{k % 2}", tokens=tokens, start=first, n_cut=0))
+        return rows
+
+    return make
+
+
+def relative(a: torch.Tensor | np.ndarray, b: torch.Tensor | np.ndarray) -> float:
+    """Largest difference relative to the norm of `b`."""
+    x, y = np.asarray(a, dtype=np.float64).ravel(), np.asarray(b, dtype=np.float64).ravel()
+    return float(np.linalg.norm(x - y) / np.linalg.norm(y))
+
+
+def pairs_of(items: Sequence[object]) -> list[tuple[int, int]]:
+    return [(k, k + 1) for k in range(0, len(items) - 1, 2)]

@@ -1,0 +1,46 @@
+"""Slow, obviously right: one backward pass per example, with the model's own logits and weight gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from graddiag.encoding import Encoded
+
+
+def padded(rows: Sequence[Encoded], *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Token ids (all but the last, which predicts nothing) and attention mask, padded with token 0 on one side, [b, t]."""
+    width = max(len(r.tokens) for r in rows) - 1
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for k, r in enumerate(rows):
+        t = len(r.tokens) - 1
+        at = slice(width - t, width) if left else slice(0, t)
+        ids[k, at] = torch.as_tensor(r.tokens[:-1], dtype=torch.long)
+        mask[k, at] = 1
+    return ids, mask
+
+
+def row_token_losses(model: nn.Module, rows: Sequence[Encoded], *, left: bool = False) -> list[Tensor]:
+    """-log p of each target token of each row, from the model's full logits in one batch."""
+    ids, mask = padded(rows, left=left)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    extra = {"position_ids": positions} if left else {}
+    log_p = model(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits.log_softmax(-1)
+    out = []
+    for k, r in enumerate(rows):
+        first = ids.shape[1] - (len(r.tokens) - 1) if left else 0
+        out.append(torch.stack([-log_p[k, first + t - 1, int(r.tokens[t])] for t in range(r.start, len(r.tokens))]))
+    return out
+
+
+def row_gradients(model: nn.Module, rows: Sequence[Encoded], *, left: bool = False) -> list[dict[str, Tensor]]:
+    """The gradient of each row's own mean loss with respect to every parameter, one backward pass per row, same batch."""
+    parameters = dict(model.named_parameters())
+    out = []
+    for k in range(len(rows)):
+        loss = row_token_losses(model, rows, left=left)[k].mean()
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        out.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)})
+    return out

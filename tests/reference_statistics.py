@@ -1,0 +1,119 @@
+"""The same numbers, slow and obviously right: one vector at a time, double loops, every cluster really deleted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import t
+
+Rows = Sequence[np.ndarray]
+Labels = Sequence[str]
+
+
+def cos(a: np.ndarray, b: np.ndarray) -> float:
+    """The cosine of two vectors; NaN where one is zero."""
+    norm = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / norm if norm else math.nan
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of those that are defined."""
+    defined = [v for v in values if not math.isnan(v)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def within(rows: Rows) -> float:
+    """Mean cosine over i != j."""
+    return mean([cos(a, b) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j])
+
+
+def across(left: Rows, right: Rows, left_ids: Labels, right_ids: Labels) -> float:
+    """Mean cosine of rows on different sides that are no partners."""
+    pairs = itertools.product(zip(left, left_ids, strict=True), zip(right, right_ids, strict=True))
+    return mean([cos(a, b) for (a, i), (b, j) in pairs if i != j])
+
+
+def same_cluster(sides: tuple[Rows, Rows], ids: tuple[Labels, Labels], clusters: tuple[Labels, Labels]) -> float:
+    """Mean cosine of rows on different sides, in one cluster, that are no partners."""
+    out = []
+    for i, a in enumerate(sides[0]):
+        for j, b in enumerate(sides[1]):
+            if clusters[0][i] == clusters[1][j] and ids[0][i] != ids[1][j]:
+                out.append(cos(a, b))
+    return mean(out)
+
+
+def apart(left: Rows, right: Rows, left_clusters: Labels, right_clusters: Labels) -> float:
+    """Mean inner product of rows in different clusters."""
+    out = []
+    for a, c in zip(left, left_clusters, strict=True):
+        for b, d in zip(right, right_clusters, strict=True):
+            if c != d:
+                out.append(float(a @ b))
+    return mean(out)
+
+
+def corrected(left: Rows, right: Rows, left_clusters: Labels, right_clusters: Labels) -> float:
+    """Cosine of the expected gradients from products of rows in different clusters only."""
+    square_left = apart(left, left, left_clusters, left_clusters)
+    square_right = apart(right, right, right_clusters, right_clusters)
+    if not (square_left > 0 and square_right > 0):
+        return math.nan
+    return apart(left, right, left_clusters, right_clusters) / math.sqrt(square_left * square_right)
+
+
+def jackknife(statistic: Callable[[set[str]], float], clusters: set[str]) -> tuple[float, float]:
+    """The interval of a statistic of the rows whose cluster is in a set."""
+    n = len(clusters)
+    if n < 2:
+        return math.nan, math.nan
+    value = statistic(clusters)
+    variance = (n - 1) / n * sum((statistic(clusters - {c}) - value) ** 2 for c in clusters)
+    half = t.ppf(0.975, n - 1) * math.sqrt(variance)
+    return value - half, value + half
+
+
+def mean_with_interval(values: Sequence[float], clusters: Labels) -> tuple[float, float, float]:
+    """The mean and its jackknife interval."""
+
+    def of(some: set[str]) -> float:
+        return mean([v for v, c in zip(values, clusters, strict=True) if c in some])
+
+    return of(set(clusters)), *jackknife(of, set(clusters))
+
+
+def sign_flip_p(sums: Sequence[np.ndarray]) -> float:
+    """The share of all sign patterns with a sum at least as long as the real one."""
+    real = np.linalg.norm(sum(sums))
+    patterns = list(itertools.product((-1, 1), repeat=len(sums)))
+    lengths = [np.linalg.norm(sum(s * d for s, d in zip(p, sums, strict=True))) for p in patterns]
+    return sum(x >= real - 1e-12 for x in lengths) / len(patterns)
+
+
+def partner_p(cosines: np.ndarray, clusters: Labels) -> float:
+    """The share of all pairings inside clusters whose mean is at least as far from the mean of all as the real one."""
+    groups = [[i for i, c in enumerate(clusters) if c == name] for name in dict.fromkeys(clusters)]
+    means = []
+    for choice in itertools.product(*(itertools.permutations(g) for g in groups)):
+        at = dict(zip(itertools.chain(*groups), itertools.chain(*choice), strict=True))
+        means.append(mean([float(cosines[i, j]) for i, j in at.items()]))
+    real, middle = mean([float(x) for x in np.diagonal(cosines)]), mean(means)
+    return sum(abs(m - middle) >= abs(real - middle) - 1e-12 for m in means) / len(means)
+
+
+def consistency(differences: Rows) -> float:
+    """`n ||mean d||^2 / mean ||d||^2`."""
+    n = len(differences)
+    middle = sum(differences) / n
+    return float(n * (middle @ middle) / (sum(float(d @ d) for d in differences) / n))
+
+
+def cluster_totals(rows: Rows, clusters: Labels) -> list[np.ndarray]:
+    """The sum of the rows of each cluster."""
+    return [
+        sum((r for r, c in zip(rows, clusters, strict=True) if c == name), np.zeros_like(rows[0]))
+        for name in dict.fromkeys(clusters)
+    ]

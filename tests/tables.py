@@ -1,0 +1,205 @@
+"""Random tables for tests, drawn with their full gradients: exact and projected numbers are both known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from graddiag.comparison import Comparison
+from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
+
+BLOCKS = ("layers.0.mlp.down_proj.weight", "layers.1.mlp.down_proj.weight", "layers.1.self_attn.o_proj.weight")
+SIZE = 48  # parameters of a block
+
+Full = dict[str, Float[np.ndarray, "n d"]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Signals, and the full gradients that they were computed from."""
+
+    signals: Signals
+    full: Full
+
+    def whole(self) -> Float[np.ndarray, "n d"]:
+        """All blocks of each row as one vector, in full."""
+        return np.concatenate(list(self.full.values()), axis=1)
+
+    def projected(self) -> Float[np.ndarray, "n k"]:
+        """All blocks of each row as one vector, projected."""
+        return np.concatenate([self.signals.gradients[b] for b in self.signals.blocks], axis=1)
+
+
+def space_of(blocks: Sequence[str] = BLOCKS, *, size: int = SIZE, dim: int = 16, projection: str = "logra") -> Space:
+    """A space whose blocks have `size` parameters each; "exact" keeps them all."""
+    kept = size if projection == "exact" else dim
+    shapes = tuple(Block(b, (size // 2, 2)) for b in blocks)
+    return Space("tokenizer", "template", "answer", 512, shapes, projection, kept, 0, "probe", "float64")
+
+
+def directions(rng: np.random.Generator, blocks: Sequence[str], size: int) -> dict[str, Float[np.ndarray, " d"]]:
+    """A unit vector per block."""
+    drawn = {b: rng.normal(size=size) for b in blocks}
+    return {b: v / np.linalg.norm(v) for b, v in drawn.items()}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows are drawn: `shared` times a direction common to all, one effect per cluster, noise of length about 1.
+
+    The common direction is that of `direction_seed`: two tables of equal seeds share it. Row i is in cluster
+    i mod `clusters` (0: each row is its own).
+    """
+
+    n: int = 12
+    blocks: tuple[str, ...] = BLOCKS
+    size: int = SIZE
+    dim: int = 16
+    clusters: int = 4
+    shared: float = 0.0
+    cluster_effect: float = 0.0
+    direction_seed: int = 0
+    cluster_seed: int = 0
+    projection: str = "logra"
+
+
+def draw(recipe: Recipe, seed: int) -> Full:
+    """Full gradients of one table."""
+    rng = np.random.default_rng(seed)
+    common = directions(np.random.default_rng(recipe.direction_seed), recipe.blocks, recipe.size)
+    n_clusters = recipe.clusters or recipe.n
+    effects = np.random.default_rng([recipe.cluster_seed, 1]).normal(size=(n_clusters, len(recipe.blocks), recipe.size))
+    at = np.arange(recipe.n) % n_clusters
+    scale = recipe.size**-0.5
+    return {
+        b: recipe.shared * common[b]
+        + scale * recipe.cluster_effect * effects[at, k]
+        + scale * rng.normal(size=(recipe.n, recipe.size))
+        for k, b in enumerate(recipe.blocks)
+    }
+
+
+def table_of(  # noqa: PLR0913 - one option per column that a test may want to choose
+    full: Mapping[str, Float[np.ndarray, "n d"]],
+    *,
+    name: str = "left",
+    ids: Sequence[str] | None = None,
+    clusters: Sequence[str] | None = None,
+    dim: int = 16,
+    projection: str = "logra",
+    finite: Sequence[bool] | None = None,
+    loss: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Table:
+    """The table of given full gradients; rows of equal ids have the same 3 to 9 target tokens, losses are random.
+
+    Row i is "row-i" and in cluster "c(i mod 4)" unless told otherwise. The loss is the mean of the token losses.
+    """
+    n, size = next(iter(full.values())).shape
+    rng = np.random.default_rng([seed, sum(name.encode())])
+    space = space_of(tuple(full), size=size, dim=dim, projection=projection)
+    ids = tuple(ids) if ids is not None else tuple(f"row-{i}" for i in range(n))
+    target_ids = tuple(np.arange(3 + sum(i.encode()) % 7) for i in ids)
+    base = rng.gamma(4.0, 0.5, size=n) if loss is None else np.asarray(loss, dtype=np.float64)
+    token_loss = tuple(b + _sums_to_zero(rng, len(t)) for b, t in zip(base, target_ids, strict=True))
+    signals = Signals(
+        space=space,
+        provenance=Provenance("model", "main", "weights", name),
+        ids=ids,
+        clusters=tuple(clusters) if clusters is not None else tuple(f"c{i % 4}" for i in range(n)),
+        digests=tuple(f"{name}:{i}" for i in ids),
+        loss=base,
+        token_loss=token_loss,
+        target_ids=target_ids,
+        n_tokens=np.array([len(t) for t in target_ids], dtype=np.int64),
+        length=np.array([len(t) + 10 for t in target_ids], dtype=np.int64),
+        n_cut=np.zeros(n, dtype=np.int64),
+        finite=np.ones(n, dtype=bool) if finite is None else np.asarray(finite, dtype=bool),
+        norms={b: np.linalg.norm(g, axis=1) for b, g in full.items()},
+        gradients={
+            b: g if projection == "exact" else g @ projector(k, size, dim) for k, (b, g) in enumerate(full.items())
+        },
+    )
+    return Table(signals, dict(full))
+
+
+def _sums_to_zero(rng: np.random.Generator, n: int) -> Float[np.ndarray, " n"]:
+    values = rng.normal(size=n)
+    return values - values.mean()
+
+
+def projector(block: int, size: int, dim: int) -> Float[np.ndarray, "d k"]:
+    """The Gaussian projection of the block of this number: inner products are right on average."""
+    return np.random.default_rng([block, size, dim]).normal(size=(size, dim)) / dim**0.5
+
+
+def random_table(recipe: Recipe | None = None, *, name: str = "left", seed: int = 0) -> Table:
+    """A table drawn by a recipe."""
+    recipe = recipe or Recipe()
+    n_clusters = recipe.clusters or recipe.n
+    clusters = [f"c{i % n_clusters}" for i in range(recipe.n)]
+    full = draw(recipe, seed)
+    return table_of(full, name=name, clusters=clusters, dim=recipe.dim, projection=recipe.projection, seed=seed)
+
+
+def random_pair(recipe: Recipe | None = None, *, seed: int = 0) -> tuple[Table, Table]:
+    """A left and a right table with the same ids, clusters and answers."""
+    return random_table(recipe, name="left", seed=2 * seed + 1), random_table(recipe, name="right", seed=2 * seed + 2)
+
+
+def products_of(left: Table, right: Table) -> PairProducts:
+    """Exact products of all rows that have a partner of the same id."""
+    at = {i: k for k, i in enumerate(right.signals.ids)}
+    pairs = [(k, at[i]) for k, i in enumerate(left.signals.ids) if i in at]
+    inner, difference = {}, {}
+    for b in left.full:
+        inner[b] = np.array([left.full[b][i] @ right.full[b][j] for i, j in pairs], dtype=np.float64)
+        difference[b] = np.array(
+            [np.linalg.norm(left.full[b][i] - right.full[b][j]) for i, j in pairs], dtype=np.float64
+        )
+    return PairProducts(tuple(left.signals.ids[i] for i, _ in pairs), inner, difference)
+
+
+def compared(left: Table, right: Table, *, exact: bool = False) -> Comparison:
+    """The two tables side by side, with exact products of the pairs if asked for."""
+    return Comparison(left.signals, right.signals, products_of(left, right) if exact else None)
+
+
+def with_reference(table: Table, safety: Table) -> Table:
+    """The table with exact products of its rows and the mean of the finite safety rows."""
+    kept = safety.signals.finite
+    means = {b: g[kept].mean(axis=0) for b, g in safety.full.items()}
+    reference = Reference(
+        safety.signals.provenance.data,
+        safety.signals.rows,
+        safety.signals.provenance.weights,
+        int(kept.sum()),
+        {b: float(np.linalg.norm(m)) for b, m in means.items()},
+    )
+    dots = {b: g @ means[b] for b, g in table.full.items()}
+    return Table(replace(table.signals, reference=reference, reference_dot=dots), table.full)
+
+
+def taken(table: Table, index: Sequence[int]) -> Table:
+    """The chosen rows."""
+    at = np.asarray(index, dtype=np.int64)
+    return Table(table.signals.take(at), {b: g[at] for b, g in table.full.items()})
+
+
+RECIPE = Recipe(shared=0.5, cluster_effect=0.7)  # rows that agree a little, more so inside a cluster
+
+
+def four_tables(recipe: Recipe = RECIPE, *, exact: bool = True) -> dict[str, Table]:
+    """A "left", a "right", a "safety" and a "control" table; they know their exact products with safety if asked to."""
+    left, right = random_pair(recipe)
+    safety = random_table(replace(recipe, n=9), name="safety", seed=20)
+    tables = {"left": left, "right": right, "control": random_table(replace(recipe, n=7), name="benign", seed=30)}
+    return {k: with_reference(t, safety) if exact else t for k, t in tables.items()} | {"safety": safety}
+
+
+def changed(table: Table, change: Callable[[Signals], Signals]) -> Table:
+    """The table with other signals for the same full gradients."""
+    return Table(change(table.signals), table.full)

@@ -1,0 +1,79 @@
+"""Two tables side by side: pairs by id, refusals, warnings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tables import Recipe, products_of, random_pair, random_table, taken
+
+from graddiag.comparison import Comparison
+from graddiag.errors import DataError
+
+
+def test_pairs_follow_ids_not_positions():
+    left, right = random_pair(Recipe(n=6))
+    shuffled = taken(right, [5, 3, 1, 0, 2, 4])
+    comparison = Comparison(left.signals, shuffled.signals, products_of(left, shuffled))
+    for a, b in zip(comparison.left_index, comparison.right_index, strict=True):
+        assert left.signals.ids[a] == shuffled.signals.ids[b]
+    straight = Comparison(left.signals, right.signals, products_of(left, right))
+    for block in left.full:
+        assert np.allclose(comparison.pairs.inner[block], straight.pairs.inner[block])
+
+
+def test_products_are_matched_by_id_after_a_filter():
+    left, right = random_pair(Recipe(n=6))
+    products = products_of(left, right)
+    part = Comparison(left.signals.take([4, 1]), right.signals, products)
+    assert part.pairs.ids == ("row-4", "row-1")
+    with pytest.raises(DataError, match="missing for 1 of 2 pairs.*'row-1'"):
+        Comparison(left.signals.take([4, 1]), right.signals, products.take([0, 4]))
+
+
+def test_different_spaces_are_refused_with_both_values():
+    left, right = random_pair()
+    other = replace(right.signals, space=replace(right.signals.space, target="all"))
+    with pytest.raises(DataError, match=r"(?s)left and right .*target: answer  \|  all"):
+        Comparison(left.signals, other)
+
+
+def test_rows_that_are_not_finite_are_in_no_pair_and_are_told_of():
+    left, right = random_pair(Recipe(n=5))
+    signals = replace(left.signals, finite=np.array([True, False, True, True, True]))
+    comparison = Comparison(signals, right.signals)
+    assert comparison.n_pairs == 4
+    assert 1 not in comparison.left_index
+    assert any("1 of 5 rows have a loss or gradient that is not finite" in w for w in comparison.warnings)
+    with pytest.raises(DataError, match="none of its 5 rows"):
+        Comparison(replace(signals, finite=np.zeros(5, dtype=bool)), right.signals)
+
+
+def test_rows_without_a_partner_cut_answers_and_different_answers_are_told_of():
+    left, right = random_pair(Recipe(n=5))
+    cut = replace(left.signals.take([0, 1, 2, 3]), n_cut=np.array([0, 3, 0, 0]))
+    tokens = (np.array([1, 2, 3]), *right.signals.target_ids[1:])
+    comparison = Comparison(cut, replace(right.signals, target_ids=tokens))
+    text = " ".join(comparison.warnings)
+    assert "right: 1 of 5 rows have no partner" in text
+    assert "answers of 1 of 4 rows were cut" in text
+    assert "1 of 4 pairs do not have the same target tokens" in text
+    assert comparison.identical.tolist() == [False, True, True, True]
+
+
+def test_data_and_model_that_both_differ_are_flagged():
+    left, right = random_pair()
+    tuned = replace(right.signals, provenance=replace(right.signals.provenance, weights="tuned"))
+    assert Comparison(left.signals, right.signals).differs == ("data",)
+    both = Comparison(left.signals, tuned)
+    assert both.differs == ("data", "model")
+    assert "both data and model" in both.warnings[0]
+    assert Comparison(left.signals, left.signals).differs == ()
+
+
+def test_clusters_are_numbered_in_order_of_appearance():
+    table = random_table(Recipe(n=6, clusters=3)).signals
+    comparison = Comparison(table, table)
+    assert comparison.cluster_names == ("c0", "c1", "c2")
+    assert comparison.clusters.tolist() == [0, 1, 2, 0, 1, 2]
