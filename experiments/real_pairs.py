@@ -3,8 +3,9 @@
 usage: python experiments/real_pairs.py DATA_DIR [--model NAME] [--name NAME]
 
 DATA_DIR holds insecure.jsonl, educational.jsonl, safety.jsonl and benign.jsonl, one conversation a line with `id` and
-`cluster` (the released files of Betley et al. 2025, "Emergent Misalignment", and XSTest v2). Takes the first four rows of
-each cluster, runs the comparison in runs/NAME, and writes figures/NAME.svg, .png and .json (numbers only, no text of the data).
+`cluster` (the released files of Betley et al. 2025, "Emergent Misalignment", and XSTest v2). Takes the first four rows
+of each cluster, runs the comparison in runs/NAME, and writes figures/NAME.svg, .png and .json: numbers only, no text of
+the data.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def first_of_each_cluster(source: Path, target: Path) -> None:
 
 
 def main() -> None:
+    """Runs the comparison and keeps its numbers and its figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="smollm2")

@@ -20,7 +20,19 @@ _HOME = {
     "alignment": "graddiag.analyzers",
     "load_model": "graddiag.models",
 }
-__all__ = ["Comparison", "GraddiagError", "Signals", "alignment", "compare", "conflict", "extract", "framing", "load_model", "loss_gap", "report"]
+__all__ = [
+    "Comparison",
+    "GraddiagError",
+    "Signals",
+    "alignment",
+    "compare",
+    "conflict",
+    "extract",
+    "framing",
+    "load_model",
+    "loss_gap",
+    "report",
+]
 
 if TYPE_CHECKING:
     from graddiag.analyzers import alignment, conflict, framing, loss_gap

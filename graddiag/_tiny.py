@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 NAME = "tiny"
@@ -29,8 +30,8 @@ EMBEDDING_STD = 0.1  # with a tied head and normed states of length sqrt(32), lo
 def build_tiny() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A Llama of 4 layers and about 58,000 float32 parameters, embedding and head tied, and its byte-level tokenizer.
 
-    The weights are a function of fixed bits, not of torch's or NumPy's distributions, whose streams may change with their
-    versions. Untrained, its loss is near ln(259), that of a guess.
+    The weights are a function of fixed bits, not of torch's or NumPy's distributions, whose streams may change with
+    their versions. Untrained, its loss is near ln(259) nats/token, that of a guess. Making it moves torch's generator.
     """
     tokenizer = _build_tokenizer()
     config = LlamaConfig(
@@ -47,8 +48,9 @@ def build_tiny() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        model = LlamaForCausalLM(config).to(torch.float32)
+    with torch.device("cpu"):
+        model = LlamaForCausalLM(config)
+    nn.Module.to(model, torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -59,7 +61,7 @@ def build_tiny() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def draw_uniform(name: str, shape: tuple[int, ...], std: float) -> Float[np.ndarray, "..."]:
+def draw_uniform(name: str, shape: tuple[int, ...], std: float) -> Float[np.ndarray, " *shape"]:
     """Float32 values, uniform around 0, that depend on the name, the shape and this standard deviation alone.
 
     Made from the raw bits of Philox by exact arithmetic, so that they are equal to the last bit everywhere.
@@ -82,7 +84,7 @@ def _build_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (PAD, TURN, END)])
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token=PAD,
         eos_token=END,

@@ -80,6 +80,7 @@ def _refuse_other_kinds(chosen: Sequence[str], linear: dict[str, nn.Linear]) -> 
     other = [n for n in chosen if n not in linear]
     if other:
         raise UsageError(
-            f"{len(other)} of the {len(chosen)} matching parameters are not weights of a linear layer, the first is {other[0]!r}. "
+            f"{len(other)} of the {len(chosen)} matching parameters are not weights of a linear "
+            f"layer, the first is {other[0]!r}. "
             "Biases, norms, embeddings, tied and fused weights are not there yet: narrow --blocks to linear weights."
         )

@@ -16,7 +16,8 @@ Consume = Callable[[LinearBlock, Tensor, Tensor], None]
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with frozen parameters; modes, `requires_grad` and the RNG state are as before afterwards."""
+    """The model in eval mode with frozen parameters; modes, `requires_grad` and the RNG state are as before
+    afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
@@ -38,10 +39,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 class Recorder:
-    """Hooks on the modules of some blocks that hand each block's inputs and output gradients to `consume`, once per batch.
+    """Hooks on the modules of some blocks that hand each block's inputs and output gradients to `consume`, once per
+    batch.
 
-    The graph starts at the output of the lowest block: where a block's output needs no gradient yet, it becomes a leaf, so
-    the backward pass never goes below it. A module that is called several times in one forward pass is handed over with its
+    The graph starts at the output of the lowest block: where a block's output needs no gradient yet, it becomes a
+    leaf, so
+    the backward pass never goes below it. A module that is called several times in one forward pass is handed over
+    with its
     calls one after the other along the tokens; their gradients add up. Hooks live only inside the `with` block.
     """
 
@@ -70,8 +74,10 @@ class Recorder:
         silent = [name for name, calls in self._inputs.items() if not calls]
         if silent:
             raise DataError(
-                f"{len(silent)} of {len(self._blocks)} blocks took no part in the forward pass, the first is {silent[0]!r}. "
-                "A compiled model or a fused kernel goes past the hooks: pass the model as it was before torch.compile, "
+                f"{len(silent)} of {len(self._blocks)} blocks took no part in the forward pass, the "
+                f"first is {silent[0]!r}. "
+                "A compiled model or a fused kernel goes past the hooks: pass the model as it was "
+                "before torch.compile, "
                 "or leave these blocks out with --blocks."
             )
 
@@ -79,7 +85,10 @@ class Recorder:
         """Raises DataError naming the blocks whose output gradient never arrived."""
         missing = [b.block.name for b in self._blocks if b.block.name not in self.consumed]
         if missing:
-            raise DataError(f"No gradient reached {len(missing)} blocks, the first is {missing[0]!r}: the loss does not depend on them. Leave them out.")
+            raise DataError(
+                f"No gradient reached {len(missing)} blocks, the first is {missing[0]!r}: the loss "
+                "does not depend on them. Leave them out."
+            )
 
     def _forward_hook(self, b: LinearBlock) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         name = b.block.name
@@ -88,7 +97,7 @@ class Recorder:
             call = len(self._inputs[name])
             self._inputs[name].append(self._by_example(b, args[0].detach()))
             traced = output if output.requires_grad else output.detach().requires_grad_(True)
-            traced.register_hook(lambda grad: self._arrived(b, call, grad))
+            traced.register_hook(lambda grad: self._arrived(b, call, grad))  # type: ignore[no-untyped-call]
             return None if traced is output else traced
 
         return hook
@@ -109,7 +118,8 @@ class Recorder:
     def _by_example(self, b: LinearBlock, x: Tensor) -> Tensor:
         if x.shape[: x.dim() - 1].numel() != self._batch * self._tokens:
             raise DataError(
-                f"Block {b.block.name!r} saw {x.shape[:-1].numel()} token rows for {self._batch} examples of {self._tokens} tokens: "
+                f"Block {b.block.name!r} saw {x.shape[:-1].numel()} token rows for {self._batch} "
+                f"examples of {self._tokens} tokens: "
                 "rows cannot be matched to examples (routed experts?). Leave this block out with --blocks."
             )
         return x.reshape(self._batch, self._tokens, x.shape[-1])

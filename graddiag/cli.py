@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,10 +18,11 @@ import click
 
 from graddiag import __version__
 from graddiag.errors import GraddiagError
+from graddiag.interrupt import Interrupted
 from graddiag.options import AGAINST, MEASURE, MODEL, OUTPUT, SAVE, Threshold, against, refuse_missing, together
 
 if TYPE_CHECKING:
-    from graddiag.pipeline import Result
+    from graddiag.reporting import Result
 
 CROSSED, INTERRUPTED, BUG = 1, 128, 70
 
@@ -30,14 +32,12 @@ class _Quiet(click.Group):
 
     def main(self, *args: object, **kwargs: object) -> None:  # type: ignore[override]
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)  # type: ignore[arg-type]
-        except click.exceptions.Abort:
-            code = INTERRUPTED + 2
+            code = super().main(*args, standalone_mode=False, **kwargs)  # type: ignore[call-overload]
+        except click.exceptions.Abort as abort:  # click's own name for a KeyboardInterrupt
+            code = _interrupted(abort.__cause__)
         except click.ClickException as error:
             error.show()
             code = error.exit_code
-        except KeyboardInterrupt as stop:
-            code = _interrupted(stop)
         except GraddiagError as error:
             click.echo(f"Error: {error}", err=True)
             code = error.exit_code
@@ -46,13 +46,15 @@ class _Quiet(click.Group):
                 os.close(sys.stdout.fileno())
             code = 0
         except Exception:
-            click.echo(f"{traceback.format_exc()}\nThis is a bug in graddiag. Please report it with the lines above.", err=True)
+            click.echo(
+                f"{traceback.format_exc()}\nThis is a bug in graddiag. Please report it with the lines above.", err=True
+            )
             code = BUG
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _interrupted(stop: KeyboardInterrupt) -> int:
-    number: int = getattr(stop, "number", 2)
+def _interrupted(stop: BaseException | None) -> int:
+    number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
     click.echo(f"\nStopped; everything finished so far is kept. To continue:\n  {_command()}", err=True)
     return INTERRUPTED + number
 
@@ -64,14 +66,17 @@ def _command() -> str:
 @click.group(cls=_Quiet, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
-    """What does fine-tuning data do to a model's safety alignment? Per-example losses and gradients, and what they show."""
+    """What does fine-tuning data do to a model's safety alignment? Per-example losses and gradients, and what they
+    show."""
 
 
 def _common(f: Callable[..., int | None]) -> Callable[..., int | None]:
     """Options every measuring command has, checked before anything runs."""
 
     @wraps(f)
-    def checked(*args: object, verbose: bool, recipe: Path | None, fail_on: tuple[str, ...], **given: object) -> int | None:
+    def checked(
+        *args: object, verbose: bool, recipe: Path | None, fail_on: tuple[str, ...], **given: object
+    ) -> int | None:
         refuse_missing({"recipe": recipe})
         thresholds = [Threshold.parse(t) for t in fail_on]
         if not verbose:
@@ -119,7 +124,15 @@ def compare(
 @click.argument("set_name", metavar="SET")
 @together(MODEL, MEASURE, SAVE)
 @_common
-def extract(set_name: str, *, blocks: tuple[str, ...], as_json: bool, quiet: bool, thresholds: list[Threshold], **settings: object) -> int:
+def extract(
+    set_name: str,
+    *,
+    blocks: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    thresholds: list[Threshold],
+    **settings: object,
+) -> int:
     """Signals of one SET, saved."""
     from graddiag.pipeline import extract_to
 
@@ -187,10 +200,16 @@ def list_(*, as_json: bool) -> None:
     from graddiag.data import BUILT_IN_SETS
     from graddiag.models import BUILT_IN_MODELS
 
-    models = [{"name": m.name, "description": m.description, "needs": m.needs, "installed": m.installed()} for m in BUILT_IN_MODELS]
+    models = [
+        {"name": m.name, "description": m.description, "needs": m.needs, "installed": m.installed()}
+        for m in BUILT_IN_MODELS
+    ]
     sets = [{"name": s.name, "description": s.description, "rows": s.rows} for s in BUILT_IN_SETS]
     lines = ["Models"]
-    lines += [f"  {m['name']:<12} {m['description']}  Needs: {m['needs']}{'' if m['installed'] else '  (not installed)'}" for m in models]
+    lines += [
+        f"  {m['name']:<12} {m['description']}  Needs: {m['needs']}{'' if m['installed'] else '  (not installed)'}"
+        for m in models
+    ]
     lines += ["Sets"] + [f"  {s['name']:<12} {s['rows']:>4} rows  {s['description']}" for s in sets]
     _print({"models": models, "sets": sets}, "\n".join(lines), as_json=as_json)
 

@@ -16,7 +16,8 @@ class Comparison:
     """Two tables in one space. Pairs go by id, and rows that are not finite are in no pair.
 
     `left_index[p]` and `right_index[p]` are the rows of pair p, `clusters[p]` is the number of its cluster (named in
-    `cluster_names`), `identical[p]` says whether both members have the same target tokens. `pairs` holds exact products of the
+    `cluster_names`), `identical[p]` says whether both members have the same target tokens. `pairs` holds exact
+    products of the
     pairs where they were computed, in the order of the pairs here.
 
     Raises DataError where the spaces differ, or no row is left on a side.
@@ -36,7 +37,10 @@ class Comparison:
         check_same_space(self.left.space, self.right.space, self.left.provenance.data, self.right.provenance.data)
         for side in (self.left, self.right):
             if not side.finite.any():
-                raise DataError(f"{side.provenance.data}: none of its {len(side)} rows has a finite loss and gradient, so nothing can be compared.")
+                raise DataError(
+                    f"{side.provenance.data}: none of its {len(side)} rows has a finite loss and "
+                    "gradient, so nothing can be compared."
+                )
         position = {i: k for k, i in enumerate(self.right.ids)}
         found = [(k, position[i]) for k, i in enumerate(self.left.ids) if i in position]
         kept = [(a, b) for a, b in found if self.left.finite[a] and self.right.finite[b]]
@@ -62,7 +66,9 @@ class Comparison:
         where = {i: k for k, i in enumerate(self.products.ids)}
         missing = [i for i in ids if i not in where]
         if missing:
-            raise DataError(f"Exact products are missing for {len(missing)} of {len(ids)} pairs, the first is {missing[0]!r}.")
+            raise DataError(
+                f"Exact products are missing for {len(missing)} of {len(ids)} pairs, the first is {missing[0]!r}."
+            )
         return self.products.take([where[i] for i in ids])
 
     @property
@@ -90,19 +96,34 @@ class Comparison:
         for side in (self.left, self.right):
             bad, cut = int((~side.finite).sum()), int((side.n_cut > 0).sum())
             if bad:
-                out.append(f"{side.provenance.data}: {bad} of {len(side)} rows have a loss or gradient that is not finite; they are in no statistic.")
+                out.append(
+                    f"{side.provenance.data}: {bad} of {len(side)} rows have a loss or gradient that "
+                    "is not finite; they are in no statistic."
+                )
             if cut:
-                out.append(f"{side.provenance.data}: the answers of {cut} of {len(side)} rows were cut at their end to fit {side.space.max_length} tokens.")
+                out.append(
+                    f"{side.provenance.data}: the answers of {cut} of {len(side)} rows were cut at "
+                    f"their end to fit {side.space.max_length} tokens."
+                )
         for name, side, other in ((left, self.left, self.right), (right, self.right, self.left)):
             alone = len(set(side.ids) - set(other.ids))
             if alone:
-                out.append(f"{name}: {alone} of {len(side)} rows have no partner of the same id; they are in no paired statistic.")
+                out.append(
+                    f"{name}: {alone} of {len(side)} rows have no partner of the same id; they are in "
+                    "no paired statistic."
+                )
         different = self.n_pairs - int(self.identical.sum())
         if self.n_pairs and different:
-            out.append(f"{different} of {self.n_pairs} pairs do not have the same target tokens; their differences are not due to the request alone.")
+            out.append(
+                f"{different} of {self.n_pairs} pairs do not have the same target tokens; their "
+                "differences are not due to the request alone."
+            )
         odd = [i for i, a, b in self._pair_clusters() if a != b]
         if odd:
-            out.append(f"{len(odd)} pairs are in different clusters on the two sides, the first is {odd[0]!r}; those of {left} are used.")
+            out.append(
+                f"{len(odd)} pairs are in different clusters on the two sides, the first is "
+                f"{odd[0]!r}; those of {left} are used."
+            )
         return tuple(out)
 
     def _pair_clusters(self) -> list[tuple[str, str, str]]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graddiag.blocks import select_blocks
 from graddiag.data import Source, read_set
 from graddiag.encoding import Encoded, EncodedSet, batches, encode
-from graddiag.errors import DataError, GraddiagError
+from graddiag.errors import DataError
 from graddiag.extractor import Extractor
-from graddiag.interrupt import Interrupted, deferred_stop
-from graddiag.mean_gradient import KnownMean, MeanGradient, forget_means, load_mean, save_mean
+from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import default_max_length, template_digest, tokenizer_digest, weights_digest
 from graddiag.progress import Progress
 from graddiag.projection import make_projector, probe_digest
 from graddiag.signals import PairProducts, Provenance, Signals, Space
-from graddiag.store import Json, commit, describe, done_ids, prepare, read_pairs, read_signals
 
 BATCH_TOKENS = 2048  # padded tokens per batch: larger ones were not faster on a CPU and need more memory
 SHARD_ROWS = 512
@@ -96,8 +92,9 @@ def extract(
     """Per-example losses, exact gradient norms and gradients of some examples, one row each, in the order given.
 
     `blocks` are patterns on parameter or module names, default every linear weight inside the decoder layers. With
-    `projection="exact"`, `gradients[block]` is the flattened gradient; otherwise a row of at most `dim` numbers. The loss of
-    a row is the mean over its own target tokens, nats per token. The model is left as it was, no `.grad` is written.
+    `projection="exact"`, `gradients[block]` is the flattened gradient; otherwise a row of at most `dim` numbers. The
+    loss of a row is the mean over its own target tokens, nats per token. The model is left as it was, no `.grad` is
+    written.
 
     Raises DataError for examples that cannot be used and for more than `max_nonfinite` rows without a finite loss and
     gradient; UsageError for an unknown block, projection or target; ResourceError where memory runs out.
@@ -106,9 +103,7 @@ def extract(
     extractor = ready(
         model, tokenizer, blocks=blocks, projection=projection, dim=dim, seed=seed, target=target, max_length=max_length
     )
-    encoded = encode(
-        read, tokenizer, target=target, max_length=extractor.space.max_length, skip_bad_rows=skip_bad_rows
-    )
+    encoded = encode(read, tokenizer, target=target, max_length=extractor.space.max_length, skip_bad_rows=skip_bad_rows)
     chunk = Chunk.concat(list(stream(extractor, Job.single(encoded), batch_tokens=batch_tokens)))
     signals = chunk.tables[0].take(_positions(chunk.tables[0].ids, [r.id for r in encoded.rows]))
     check_finite(signals, max_nonfinite)
@@ -128,7 +123,8 @@ def ready(
     name: str | None = None,
     revision: str | None = None,
 ) -> Extractor:
-    """An extractor for the chosen blocks, with the space in which its rows live; `name` is the model's, as the user gave it."""
+    """An extractor for the chosen blocks, with the space in which its rows live; `name` is the model's, as the user
+    gave it."""
     chosen = select_blocks(model, blocks)
     projector = make_projector(projection, dim, seed)
     space = Space(
@@ -165,7 +161,9 @@ def stream(
 ) -> Iterator[Chunk]:
     """The job's rows, a batch at a time, rows of like length together; both members of a pair are in one batch."""
     partner = {u[0]: u[1] for u in job.units if len(u) == 2} if exact_pairs else {}
-    for batch in batches(job.rows, batch_tokens=batch_tokens, units=job.units):
+    for batch in reversed(
+        batches(job.rows, batch_tokens=batch_tokens, units=job.units)
+    ):  # too long a row fails at once
         rows = [job.rows[i] for i in batch]
         position = {i: k for k, i in enumerate(batch)}
         firsts = [i for i in batch if i in partner]
@@ -180,118 +178,15 @@ def stream(
             progress.advance(sum(len(r.tokens) for r in rows))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a job is saved: a folder per set, one for the products of pairs, and one for its mean gradient, if wanted."""
-
-    tables: tuple[Path, ...]
-    pairs: Path | None = None
-    mean: Path | None = None
-
-    @property
-    def stores(self) -> tuple[Path, ...]:
-        """All folders that hold shards."""
-        return (*self.tables, self.pairs) if self.pairs else self.tables
-
-
-def measure(
-    extractor: Extractor,
-    job: Job,
-    place: Place,
-    *,
-    batch_tokens: int = BATCH_TOKENS,
-    known: KnownMean | None = None,
-    overwrite: bool = False,
-    quiet: bool = True,
-) -> tuple[Chunk, KnownMean | None]:
-    """The whole job, saved shard by shard; what an interrupted run has left there is not computed again.
-
-    A shard is closed after 512 rows or 60 seconds, and at an interrupt with the rows that are done. With `place.mean`, the
-    mean gradient of the (only) set is kept too and returned. Raises DataError where the folders hold something else.
-    """
-    manifests = _manifests(extractor, job, place, known)
-    shards = prepare(manifests, overwrite=overwrite)
-    mean = load_mean(place.mean, place.tables[0].name, shards) if place.mean and shards else None
-    if place.mean and mean is None:
-        mean = MeanGradient()
-        shards = prepare(manifests, overwrite=True)
-    todo = job.without(set(done_ids(place.tables[0])) | set(done_ids(place.tables[-1])))
-    progress = Progress(" and ".join(s.name for s in job.sets), todo.tokens, quiet=quiet)
-    chunks = stream(
-        extractor,
-        todo,
-        batch_tokens=batch_tokens,
-        exact_pairs=place.pairs is not None,
-        known=known,
-        mean=mean,
-        progress=progress,
-    )
-    _save(chunks, place, mean, shards)
-    progress.finish()
-    whole = Chunk(tuple(read_signals(p) for p in place.tables), read_pairs(place.pairs) if place.pairs else _NO_PAIRS)
-    return whole, mean.known(whole.tables[0]) if mean else None
-
-
 def check_finite(signals: Signals, allowed: float) -> None:
     """Raises DataError where more than a share `allowed` of the rows has no finite loss and gradient, or none has."""
     bad = [i for i, ok in zip(signals.ids, signals.finite, strict=True) if not ok]
     if len(bad) == len(signals) or len(bad) > allowed * len(signals):
         raise DataError(
             f"{signals.provenance.data}: {len(bad)} of {len(signals)} rows have a loss or gradient that is not finite "
-            f"(ids {', '.join(bad[:5])}); at most {allowed:.0%} may (--max-nonfinite). Try --dtype float32, or look at these rows."
+            f"(ids {', '.join(bad[:5])}); at most {allowed:.0%} may (--max-nonfinite). Try --dtype "
+            "float32, or look at these rows."
         )
-
-
-_NO_PAIRS = PairProducts((), {}, {})
-
-
-def _save(chunks: Iterator[Chunk], place: Place, mean: MeanGradient | None, shards: int) -> None:
-    """Commits chunks as shards; the sum of gradients is written first, so that it always belongs to whole shards."""
-    pending: list[Chunk] = []
-    started = time.monotonic()
-
-    def close() -> None:
-        nonlocal shards, pending, started
-        if not pending:
-            return
-        chunk = Chunk.concat(pending)
-        if mean and place.mean:
-            save_mean(place.mean, place.tables[0].name, mean, shards + 1)
-        tables: dict[Path, Signals | PairProducts] = dict(zip(place.tables, chunk.tables, strict=True))
-        commit(shards, tables | {place.pairs: chunk.pairs} if place.pairs else tables)
-        shards += 1
-        pending, started = [], time.monotonic()
-        if place.mean:
-            forget_means(place.mean, place.tables[0].name, but=shards)
-
-    try:
-        with deferred_stop() as stop:
-            for chunk in chunks:
-                pending.append(chunk)
-                rows = sum(len(t) for c in pending for t in c.tables)
-                if stop.number or rows >= SHARD_ROWS or time.monotonic() - started > SHARD_SECONDS:
-                    close()
-                if stop.number:
-                    raise Interrupted(stop.number)
-    except (KeyboardInterrupt, GraddiagError):
-        if mean is None:  # in the middle of a batch its sum is neither with nor without that batch
-            close()
-        raise
-    close()
-
-
-def _manifests(extractor: Extractor, job: Job, place: Place, known: KnownMean | None) -> dict[Path, Json]:
-    reference = known.reference if known else None
-    out = {}
-    for one, path in zip(job.sets, place.tables, strict=True):
-        rows = [(r.id, r.digest) for r in one.rows]
-        out[path] = describe(extractor.space, extractor.provenance(one.name), reference, rows)
-    if place.pairs:
-        names = " and ".join(s.name for s in job.sets)
-        both = [(job.rows[u[0]], job.rows[u[1]]) for u in job.units if len(u) == 2]
-        rows = [(a.id, f"{a.digest} {b.digest}") for a, b in both]
-        out[place.pairs] = describe(extractor.space, extractor.provenance(names), None, rows)
-    return out
 
 
 def _positions(have: Sequence[str], wanted: Sequence[str]) -> list[int]:

@@ -1,4 +1,5 @@
-"""What one batch gives: per-example losses, gradients and exact products, from one forward and one partial backward pass."""
+"""What one batch gives: per-example losses, gradients and exact products, from one forward and one partial backward
+pass."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ FULL_LOGITS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of one batch: token losses of each row, and per block norms [b], rows [b, k], products of pairs [p]."""
+    """The numbers of one batch: token losses of each row, and per block norms [b], rows [b, k], products of pairs
+    [p]."""
 
     token_loss: tuple[Array, ...]
     norms: Mapping[str, Array]
@@ -148,7 +150,7 @@ class Extractor:
             row = torch.from_numpy(r.tokens.astype(np.int64))
             tokens[k, : lengths[k]] = row[:-1]
             targets[k, r.start - 1 : lengths[k]] = row[r.start :]
-        device = self.model.get_input_embeddings().weight.device
+        device = next(self.model.get_input_embeddings().parameters()).device
         return Batch(tokens.to(device), targets.to(device), lengths)
 
     def _check_head(self, batch: Batch) -> None:
@@ -156,13 +158,17 @@ class Extractor:
             return
         k = min(range(len(batch.lengths)), key=lambda i: batch.lengths[i])
         short, cut = slice(k, k + 1), slice(0, batch.lengths[k])
-        if not head_agrees(self.model, self._split, Batch(batch.tokens[short, cut], batch.targets[short, cut], (batch.lengths[k],))):
+        if not head_agrees(
+            self.model, self._split, Batch(batch.tokens[short, cut], batch.targets[short, cut], (batch.lengths[k],))
+        ):
             self._split = None
             self.notes.append(FULL_LOGITS)
         self._head_checked = True
 
 
-def _measured(losses: Sequence[Tensor], found: Mapping[str, tuple[Products, Tensor]], known: KnownMean | None) -> Measured:
+def _measured(
+    losses: Sequence[Tensor], found: Mapping[str, tuple[Products, Tensor]], known: KnownMean | None
+) -> Measured:
     return Measured(
         token_loss=tuple(_numpy(x) for x in losses),
         norms={n: np.sqrt(_numpy(p.norm2)) for n, (p, _) in found.items()},
@@ -192,4 +198,6 @@ def _memory_named(batch: Batch) -> Iterator[None]:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
         b, t = batch.tokens.shape
-        raise ResourceError(f"Memory ran out on a batch of {b} rows of {t} tokens. Use a smaller --batch-tokens or --max-length.") from error
+        raise ResourceError(
+            f"Memory ran out on a batch of {b} rows of {t} tokens. Use a smaller --batch-tokens or --max-length."
+        ) from error

@@ -1,4 +1,5 @@
-"""The loss at target positions: the language-model head run there only, or the model's own logits where that is not the same."""
+"""The loss at target positions: the language-model head run there only, or the model's own logits where that is not
+the same."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from functools import lru_cache
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 _LOGIT_BUDGET = 2**25  # logits in memory at once: 128 MiB of float32
 _AGREE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats; two orders above rounding of a sum over the vocabulary
@@ -18,7 +20,8 @@ _AGREE_HALF = 0.1  # nats, for bfloat16 and float16
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows: token ids without their last token, and for each position the next token if it is a target, else -100."""
+    """Padded rows: token ids without their last token, and for each position the next token if it is a target, else
+    -100."""
 
     tokens: Int[Tensor, "b t"]
     targets: Int[Tensor, "b t"]
@@ -38,18 +41,19 @@ class SplitModel:
     head: nn.Linear
 
 
-def split_model(model: nn.Module) -> SplitModel | None:
+def split_model(model: PreTrainedModel) -> SplitModel | None:
     """The decoder and head of a `transformers` causal LM, or None where it has no plain linear head."""
     inner = _without_adapter(model)
-    head, decoder = inner.get_output_embeddings(), inner.get_decoder()
+    head, decoder = inner.get_output_embeddings(), inner.get_decoder()  # type: ignore[no-untyped-call]
     if type(head) is not nn.Linear or decoder is None or decoder is inner:
         return None
     return SplitModel(decoder, head)
 
 
-def _without_adapter(model: nn.Module) -> nn.Module:
-    base = getattr(model, "get_base_model", None)
-    return base() if base is not None else model
+def _without_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that a PEFT wrapper wraps; its adapters are modules inside it."""
+    base: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    return model if base is None else base()
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +64,8 @@ def _takes_positions(forward: object) -> bool:
 def run(module: nn.Module, batch: Batch) -> Tensor:
     """First output of the decoder (hidden states) or the whole model (logits), [b, t, ...].
 
-    Rows are padded on the right, where a causal model cannot look, so no attention mask is needed; positions are explicit.
+    Rows are padded on the right, where a causal model cannot look, so no attention mask is needed; positions are
+    explicit.
     """
     extra = {}
     if _takes_positions(type(module).forward):
@@ -77,9 +82,11 @@ def loss_and_backward(
     backward: bool = True,
     before_backward: Callable[[], None] | None = None,
 ) -> list[Tensor]:
-    """Token losses of each row, nats, [n_targets of the row]; with `backward`, also sends each row's mean loss through the graph.
+    """Token losses of each row, nats, [n_targets of the row]; with `backward`, also sends each row's mean loss
+    through the graph.
 
-    `before_backward` is called when the forward pass is done. The loss of a row is the mean over its own target tokens, so a row's gradient does not depend on the batch it is in.
+    `before_backward` is called when the forward pass is done. The loss of a row is the mean over its own target
+    tokens, so a row's gradient does not depend on the batch it is in.
     """
     wanted = batch.targets != -100
     weight = (1.0 / batch.counts.clamp(min=1).double()).unsqueeze(1).expand_as(batch.targets)[wanted]
@@ -99,11 +106,16 @@ def loss_and_backward(
             whole = torch.zeros_like(hidden)
             whole[wanted] = grad.to(whole.dtype)
             hidden.backward(whole)  # type: ignore[no-untyped-call]
-    return list(flat.split(batch.counts.tolist()))
+    return list(torch.split(flat, batch.counts.tolist()))
 
 
 def head_loss(
-    head: nn.Linear, hidden: Float[Tensor, "m d"], targets: Int[Tensor, " m"], weight: Float[Tensor, " m"], *, backward: bool = True
+    head: nn.Linear,
+    hidden: Float[Tensor, "m d"],
+    targets: Int[Tensor, " m"],
+    weight: Float[Tensor, " m"],
+    *,
+    backward: bool = True,
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"]]:
     """Cross entropy at each position and the gradient of its weighted sum with respect to `hidden`.
 

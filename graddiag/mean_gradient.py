@@ -1,4 +1,5 @@
-"""The mean gradient of a set, exact and in the parameters' own shape: summed batch by batch, then multiplied with rows."""
+"""The mean gradient of a set, exact and in the parameters' own shape: summed batch by batch, then multiplied with
+rows."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from graddiag.blocks import LinearBlock
 from graddiag.errors import DataError
+from graddiag.files import disk_named, write_atomically
 from graddiag.signals import Reference, Signals
-from graddiag.store import disk_named, write_atomically
 
 
 @dataclass
@@ -42,7 +43,9 @@ class MeanGradient:
         empty = [b for b in signals.blocks if not self.counts.get(b)]
         if empty:
             name = signals.provenance.data
-            raise DataError(f"{name}: no row has a finite gradient in {empty[0]!r}, so there is no mean gradient to compare with.")
+            raise DataError(
+                f"{name}: no row has a finite gradient in {empty[0]!r}, so there is no mean gradient to compare with."
+            )
         means = {b: self.totals[b] / self.counts[b] for b in signals.blocks}
         norms = {b: float(torch.linalg.vector_norm(m.double())) for b, m in means.items()}
         n = int(signals.finite.sum())

@@ -16,14 +16,15 @@ from graddiag.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., object])
 
-BUILT_IN = ("insecure", "educational", "secure", "safety", "benign")
-_NOT_THERE = {"recipe": "Recipes (--recipe) are not there yet. Give the options themselves, or as GRADDIAG_... variables."}
+_NOT_THERE = {
+    "recipe": "Recipes (--recipe) are not there yet. Give the options themselves, or as GRADDIAG_... variables."
+}
 
 
-def option(name: str, **settings: object) -> Callable[[F], F]:
+def option(name: str, *more: str, **settings: object) -> Callable[[F], F]:
     """A click option with its environment variable; its default is shown."""
-    variable = "GRADDIAG_" + name.split("/")[0].lstrip("-").replace("-", "_").upper()
-    return click.option(name, envvar=variable, show_envvar=False, show_default=True, **settings)  # type: ignore[arg-type]
+    variable = "GRADDIAG_" + name.split("/", maxsplit=1)[0].lstrip("-").replace("-", "_").upper()
+    return click.option(name, *more, envvar=variable, show_envvar=False, show_default=True, **settings)  # type: ignore[arg-type]
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -41,11 +42,18 @@ MODEL = together(
     option("--model", default="smollm2", metavar="NAME|DIR|HUB_ID", help="Model: a built-in name, a folder, a hub id."),
     option("--revision", default=None, metavar="COMMIT", help="Revision of a hub model."),
     option("--trust-remote-code", is_flag=True, help="Run code from the hub; only with a full --revision."),
-    option("--dtype", default=None, help="float32, bfloat16 or float16; by default float32 on a CPU, else the model's own."),
+    option(
+        "--dtype", default=None, help="float32, bfloat16 or float16; by default float32 on a CPU, else the model's own."
+    ),
     option("--device", default=None, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one."),
 )
 MEASURE = together(
-    option("--blocks", multiple=True, metavar="GLOB", help="Parameter blocks (repeatable); by default the linear weights inside the decoder layers."),
+    option(
+        "--blocks",
+        multiple=True,
+        metavar="GLOB",
+        help="Parameter blocks (repeatable); by default the linear weights inside the decoder layers.",
+    ),
     option("--target", default="answer", help="Tokens that the loss averages: answer, or all."),
     option("--projection", default="logra", help="exact, logra, sjlt, dense or lowrank."),
     option("--dim", default=256, help="Numbers per row and block; a square for two-sided kinds."),
@@ -58,19 +66,48 @@ MEASURE = together(
     option("--seed", default=0, help="Seed of projections and permutations."),
 )
 SAVE = together(
-    option("--out", default=None, type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run; by default runs/NAMES."),
+    option(
+        "--out",
+        default=None,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder of the run; by default runs/NAMES.",
+    ),
     option("--overwrite", is_flag=True, help="Replace signals of something else that are in the folder."),
 )
 AGAINST = together(
-    option("--safety", default=None, metavar="SET", help="Safe answers to harmful requests; 'none' for none.  [default: safety for built-in sets]"),
-    option("--control", multiple=True, metavar="SET", help="Control sets (repeatable); 'none' for none.  [default: benign for built-in sets]"),
+    option(
+        "--safety",
+        default=None,
+        metavar="SET",
+        help="Safe answers to harmful requests; 'none' for none.  [default: safety for built-in sets]",
+    ),
+    option(
+        "--control",
+        multiple=True,
+        metavar="SET",
+        help="Control sets (repeatable); 'none' for none.  [default: benign for built-in sets]",
+    ),
     option("--pairs", default="exact", help="Products of pairs: exact or projected."),
-    option("--center", is_flag=True, help="Subtract the grand mean before cosines; pushes cosines between sets below zero."),
+    option(
+        "--center", is_flag=True, help="Subtract the grand mean before cosines; pushes cosines between sets below zero."
+    ),
 )
 OUTPUT = together(
     option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout."),
-    option("--fail-on", multiple=True, metavar="'KEY<NUMBER'", help="Exit with 1 if this holds of the summary (repeatable)."),
-    option("--recipe", default=None, type=click.Path(path_type=Path), metavar="FILE", help="Options from a TOML file (not there yet)."),
+    option(
+        "--fail-on",
+        multiple=True,
+        metavar="'KEY<NUMBER'",
+        help="Exit with 1 if this holds of the summary (repeatable).",
+    ),
+    option(
+        "--recipe",
+        default=None,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Options from a TOML file (not there yet).",
+    ),
     click.option("-v", "--verbose", is_flag=True, help="Say more: tracebacks, and warnings of libraries."),
     click.option("-q", "--quiet", is_flag=True, help="No progress."),
 )
@@ -85,7 +122,9 @@ def refuse_missing(given: Mapping[str, object]) -> None:
 
 def against(left: str, right: str, safety: str | None, control: Sequence[str]) -> tuple[str | None, dict[str, str]]:
     """The safety set and the control sets by name, with the defaults for built-in sets; 'none' turns each off."""
-    built_in = left in BUILT_IN and right in BUILT_IN
+    from graddiag.data import BUILT_IN_SETS
+
+    built_in = {left, right} <= {s.name for s in BUILT_IN_SETS}
     chosen = safety or ("safety" if built_in else None)
     controls = tuple(control) or (("benign",) if built_in else ())
     named: dict[str, str] = {}
@@ -127,8 +166,14 @@ class Threshold:
         if value is None:
             return f"--fail-on {self.key}{self.sign}{self.number:g}: the value is undefined, which counts as a failure."
         holds = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}[self.sign]
-        return f"--fail-on {self.key}{self.sign}{self.number:g}: the value is {value:.6g}." if holds(value, self.number) else None
+        return (
+            f"--fail-on {self.key}{self.sign}{self.number:g}: the value is {value:.6g}."
+            if holds(value, self.number)
+            else None
+        )
 
 
 def _no_threshold(text: str) -> Threshold:
-    raise UsageError(f"--fail-on {text!r} is not of the form 'KEY<NUMBER' or 'KEY>NUMBER', for example 'alignment/left<0'.")
+    raise UsageError(
+        f"--fail-on {text!r} is not of the form 'KEY<NUMBER' or 'KEY>NUMBER', for example 'alignment/left<0'."
+    )

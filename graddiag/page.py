@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from graddiag.exhibits import Exhibit
 from graddiag.rules import LIMITS, RULES
@@ -86,8 +87,10 @@ def _short(cell: Cell) -> Cell:
 
 def _shown(value: object) -> object:
     """Every value that enters the page: numbers to four digits, control characters visible."""
+    if isinstance(value, Markup):  # what a macro has built: its values were shown when they entered
+        return value
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "undefined"
+        return "—"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

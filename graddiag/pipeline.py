@@ -10,9 +10,10 @@ from typing import Unpack
 from graddiag.data import Source
 from graddiag.encoding import EncodedSet, match_targets
 from graddiag.errors import UsageError
-from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, Job, Place, check_finite, measure
+from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, Job, check_finite
 from graddiag.extractor import Extractor
 from graddiag.mean_gradient import KnownMean
+from graddiag.measurement import Place, measure
 from graddiag.planning import Plan, plan
 from graddiag.preparation import How, Input, prepare
 from graddiag.reporting import Analysis, Result, conclude, save_run
@@ -42,7 +43,8 @@ def compare(
 
     A set is a built-in name, a file, a hub id, a folder of saved signals, rows, or a table that was extracted before.
     `how` (see `How`) says with which model and blocks: `model`, `tokenizer`, `blocks`, `target`, `projection`, `dim`,
-    `limit`, `max_length`, `cluster`, `dtype`, `device`, `seed` and so on. The same call again continues an interrupted run.
+    `limit`, `max_length`, `cluster`, `dtype`, `device`, `seed` and so on. The same call again continues an
+    interrupted run.
 
     Raises UsageError, DataError or ResourceError with what to do.
     """

@@ -76,7 +76,8 @@ def _rate(extractor: Extractor, rows: list[Encoded]) -> float:
 
 
 def _memory(extractor: Extractor, blocks: list[Block], batch_tokens: int, *, with_mean: bool) -> int:
-    """Weights, two gradients of the largest block, the safety mean and its sum, inputs and outputs of the blocks for one batch."""
+    """Weights, two gradients of the largest block, the safety mean and its sum, inputs and outputs of the blocks for
+    one batch."""
     weights = sum(p.numel() * p.element_size() for p in extractor.model.parameters())
     kept = sum(b.shape[0] + b.shape[1] for b in blocks) * batch_tokens * _FLOAT
     work = 2 * max(math.prod(b.shape) for b in blocks) * _FLOAT
@@ -84,7 +85,9 @@ def _memory(extractor: Extractor, blocks: list[Block], batch_tokens: int, *, wit
     return weights + 2 * kept + work + means
 
 
-def _disk(extractor: Extractor, blocks: list[Block], rows: Mapping[str, int], *, with_mean: bool, exact_pairs: bool) -> int:
+def _disk(
+    extractor: Extractor, blocks: list[Block], rows: Mapping[str, int], *, with_mean: bool, exact_pairs: bool
+) -> int:
     row = sum(extractor.projector.size(b) * _FLOAT + 16 for b in blocks)
     pairs = min(rows.get("left", 0), rows.get("right", 0)) * len(blocks) * 16 if exact_pairs else 0
     means = sum(math.prod(b.shape) for b in blocks) * _FLOAT if with_mean else 0

@@ -32,6 +32,7 @@ MOST_STRIPS = 30  # more clusters than this cannot be labelled; pairs are then d
 MOST_PANELS = 16  # more kinds of block than this make panels too small to read; the table has them all
 PANELS_IN_A_ROW = 4
 HALVES = (-1, -0.5, 0, 0.5, 1)  # ticks of a cosine
+MATRIX_LETTERS = 44  # as many fit along a side of the matrix
 MOST_BORDERS = 60  # more lines between clusters than this hide the cells
 ROWS_FOR_A_SHAPE = 5  # fewer different values than this have no shape to draw, only dots
 TITLE_DENSITY, NOTE_DENSITY = 12, 17  # characters per inch at the sizes of a title and of a note
@@ -79,7 +80,8 @@ def _matrix(result: CosineMatrix) -> Figure:
     axes.hlines(ends[:-1], 0, ends[-1], color=INK, linewidth=1)
     axes.vlines(ends[:-1], 0, ends[-1], color=INK, linewidth=1)
     middle = ends - np.array(result.shown) / 2
-    names = [f"{label(name)}\n{n} rows" for name, n in zip(result.names, result.shown, strict=True)]
+    limits = [int(np.clip(n / ends[-1] * MATRIX_LETTERS, 6, NAME_LENGTH)) for n in result.shown]
+    names = [f"{label(name, k)}\n{n} rows" for name, k, n in zip(result.names, limits, result.shown, strict=True)]
     axes.set_xticks(middle, names, rotation=0)
     axes.set_yticks(middle, names, rotation=90, va="center")
     axes.tick_params(length=0)
@@ -181,7 +183,7 @@ def _gap_by_pair(axes: Axes, result: LossGap) -> None:
         order = np.argsort([np.median(result.gap[result.clusters == c]) for c in range(result.n_clusters)])
         for y, c in enumerate(order):
             _dots(axes, result.gap[result.clusters == c], y, LEFT)
-        axes.set_yticks(range(len(order)), [label(result.cluster_names[c]) for c in order])
+        axes.set_yticks(range(len(order)), [label(result.cluster_names[c], 16) for c in order])
         axes.set_ylabel("cluster, by its median")
     else:
         rank = np.arange(1, result.n_pairs + 1)
@@ -191,7 +193,7 @@ def _gap_by_pair(axes: Axes, result: LossGap) -> None:
 
 
 def _gap_by_position(above: Axes, below: Axes, result: LossGap) -> None:
-    above.set_title("by answer token, with pointwise 95 % interval")
+    above.set_title("by answer token (pointwise 95 %)")
     above.tick_params(labelbottom=False)
     position = np.arange(1, len(result.position_gap) + 1)
     if len(position):

@@ -63,7 +63,8 @@ class Prepared:
 def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
     """Reads and encodes every set that is not saved signals, and makes the model ready for them.
 
-    Everything that can be wrong with the input is found here, before anything long runs. Raises UsageError or DataError.
+    Everything that can be wrong with the input is found here, before anything long runs. Raises UsageError or
+    DataError.
     """
     limit, skip = how.get("limit"), how.get("skip_bad_rows", False)
     saved = {role: table for role, one in sources.items() if (table := _saved(one, limit)) is not None}

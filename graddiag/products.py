@@ -1,4 +1,5 @@
-"""Exact products of per-example gradients in one block: norms, pairs, and a mean gradient, one example in memory at a time."""
+"""Exact products of per-example gradients in one block: norms, pairs, and a mean gradient, one example in memory at a
+time."""
 
 from __future__ import annotations
 
@@ -9,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_CANCELS = 0.05  # ||d|| / ||g|| below which n_l + n_r - 2 <l, r> has lost too many digits (error grows with its inverse square)
+_CANCELS = 0.05  # ||d|| / ||g|| below which n_l + n_r - 2 <l, r> loses too many digits (as its inverse square)
 
 
 @dataclass(frozen=True)
 class Products:
-    """Of one batch in one block: squared norms [b], `<g_l, g_r>` and `||g_l - g_r||^2` [pairs], `<g, reference>` [b] or None."""
+    """Of one batch in one block: squared norms [b], `<g_l, g_r>` and `||g_l - g_r||^2` [pairs], `<g, reference>` [b]
+    or None."""
 
     norm2: Float[Tensor, " b"]
     inner: Float[Tensor, " pairs"]
@@ -24,7 +26,8 @@ class Products:
 
 @dataclass
 class Workspace:
-    """Buffers that are used again for every example: fresh memory of this size is returned to the system at each use."""
+    """Buffers that are used again for every example: fresh memory of this size is returned to the system at each
+    use."""
 
     buffers: dict[tuple[tuple[int, int], int, torch.dtype, torch.device], Tensor] = field(default_factory=dict)
 
@@ -48,7 +51,8 @@ def products(
 ) -> Products:
     """All products of a batch; `total`, if given, has the finite gradients of the batch added to it.
 
-    Each gradient `G^T A` is formed once, from the example's own tokens; with nothing but norms asked for, a short example
+    Each gradient `G^T A` is formed once, from the example's own tokens; with nothing but norms asked for, a short
+    example
     uses `||G^T A||^2 = sum (A A^T) * (G G^T)` instead where that is cheaper.
     """
     wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32

@@ -1,4 +1,5 @@
-"""How far a run is: tokens, rate and time left, on a terminal as one line that renews itself, elsewhere as plain lines."""
+"""How far a run is: tokens, rate and time left, on a terminal as one line that renews itself, elsewhere as plain
+lines."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class Progress:
         self.done += tokens
         now = time.monotonic()
         terminal = self.stream.isatty()
-        if self.quiet or now - self.last < (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
+        if self.quiet or self.done >= self.total or now - self.last < (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
             return
         self.last = now
         self.stream.write(f"\r\x1b[2K{self.line(now)}" if terminal else f"{self.line(now)}\n")
@@ -36,7 +37,7 @@ class Progress:
 
     def finish(self) -> None:
         """The last line: what was done, how long it took, and the rate."""
-        if self.quiet or not self.total:
+        if self.quiet or not self.done:
             return
         now = time.monotonic()
         begin = "\r\x1b[2K" if self.stream.isatty() else ""

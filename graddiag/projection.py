@@ -29,11 +29,19 @@ class Projector(Protocol):
     """
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        ...
+
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """Numbers per row and block, 0 where nothing is projected."""
+        ...
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Which random matrices."""
+        ...
 
     def size(self, block: Block) -> int:
         """Length of a row."""
@@ -69,8 +77,10 @@ class Exact:
 class LoGra:
     """Two-sided random projection `vec(P_out G^T A P_in^T)`, of at most `dim` numbers (LoGra, arXiv 2405.13954).
 
-    Each factor has i.i.d. Gaussian entries of variance one over its number of rows, so that `E[P^T P]` is the identity and
-    inner products are unbiased; a factor that would not shorten its side is the identity itself. The entries come from a
+    Each factor has i.i.d. Gaussian entries of variance one over its number of rows, so that `E[P^T P]` is the
+    identity and
+    inner products are unbiased; a factor that would not shorten its side is the identity itself. The entries come
+    from a
     counter-based generator keyed by (seed, block, side): they do not depend on device, thread or order.
     """
 
@@ -81,7 +91,9 @@ class LoGra:
     def __post_init__(self) -> None:
         if self.dim < 1 or math.isqrt(self.dim) ** 2 != self.dim:
             near = max(1, round(math.sqrt(max(self.dim, 1)))) ** 2
-            raise UsageError(f"--dim {self.dim} is not a square, and a two-sided projection has sqrt(dim) a side. Use {near}.")
+            raise UsageError(
+                f"--dim {self.dim} is not a square, and a two-sided projection has sqrt(dim) a side. Use {near}."
+            )
 
     def size(self, block: Block) -> int:
         """Length of a row: at most `dim`, less where a side of the block is shorter than `sqrt(dim)`."""

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
-from graddiag import __version__
 from graddiag.analyzers import Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap
 from graddiag.comparison import Comparison
 from graddiag.errors import ResourceError, UsageError
@@ -161,7 +161,7 @@ def _strict(value: object) -> object:
 def _provenance(findings: Findings) -> Json:
     comparison = findings.comparison
     return {
-        "graddiag": __version__,
+        "graddiag": version("graddiag"),
         "command": findings.command,
         "sets": {role: _origin(table) for role, table in findings.tables().items()},
         "space": asdict(comparison.left.space),
@@ -202,7 +202,7 @@ def _facts(findings: Findings) -> dict[str, str]:
         **{k: str(v) for k, v in asdict(space).items() if k != "blocks"},
         "paired cosines": "exact" if findings.conflict.exact_pairs else "projected",
         "grand mean subtracted": "yes" if findings.conflict.centered else "no",
-        "versions": ", ".join(f"{k} {v}" for k, v in {"graddiag": __version__, **versions}.items()),
+        "versions": ", ".join(f"{k} {v}" for k, v in {"graddiag": version("graddiag"), **versions}.items()),
     }
 
 

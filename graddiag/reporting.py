@@ -10,9 +10,10 @@ from pathlib import Path
 from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
+from graddiag.files import write_json
 from graddiag.report import Findings, Report, write_report
 from graddiag.signals import PairProducts, Signals
-from graddiag.store import read_pairs, read_signals, save_signals, write_json
+from graddiag.store import read_pairs, read_signals, save_signals
 
 RUN_FILE = "run.json"
 
@@ -49,10 +50,13 @@ def report(run: str | Path, *, figures: bool = True) -> Result:
     """
     folder = Path(run)
     if not (folder / RUN_FILE).is_file():
-        raise DataError(f"{folder} is not a finished run ({RUN_FILE} is missing). Give the compare command again to finish it.")
+        raise DataError(
+            f"{folder} is not a finished run ({RUN_FILE} is missing). Give the compare command again to finish it."
+        )
     content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     tables = {role: read_signals(folder / role) for role in content["tables"]}
-    analysis = Analysis(**{k: tuple(v) if isinstance(v, list) else v for k, v in content["analysis"].items()})
+    kept = content["analysis"]
+    analysis = Analysis(**kept | {k: tuple(kept[k]) for k in ("controls", "notes")})
     products = read_pairs(folder / "pairs") if analysis.exact_pairs else None
     return conclude(tables, products, analysis, folder, figures=figures)
 

@@ -15,6 +15,13 @@ FEW_CLUSTERS = 10  # below this a jackknife interval rests on too few deletions 
 LARGE_ERROR = 0.02  # cosine; a projection this coarse hides effects of the size that fine-tuning sets show
 
 Scale = Literal["cosine", "paired", "difference", "length"]
+ENDS = ("low", "high", "p")
+_STEMS = {"loss_gap/mean": "loss_gap", "conflict/paired_cosine": "conflict", "framing/consistency": "framing"}
+
+
+def stem_of(key: str) -> str:
+    """Where the interval and p of a flat key stand: under `STEM/low`, `STEM/high` and `STEM/p`."""
+    return _STEMS.get(key, key)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ RULES = (
     Rule(
         "no difference found",
         "the 95 % interval includes 0",
-        "neither sign is shown; that does not show that there is no effect, and a cosine near 0 guarantees no safety",
+        "neither sign is shown, nor that there is no effect; a cosine near 0 is no guarantee of safety",
         lambda e: e.low <= 0 <= e.high,
     ),
     Rule(

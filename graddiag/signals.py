@@ -72,7 +72,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class PairProducts:
-    """Exact products of the two members of a pair, per block: `<g_left, g_right>` and `||g_left - g_right||`, each [n]."""
+    """Exact products of the two members of a pair, per block: `<g_left, g_right>` and `||g_left - g_right||`, each
+    [n]."""
 
     ids: tuple[str, ...]
     inner: Mapping[str, Float[np.ndarray, " n"]]
@@ -102,8 +103,10 @@ class PairProducts:
 class Signals:
     """Per-example losses and gradients of one set under one model; rows in the order of `ids`.
 
-    `loss` is the mean over the example's target tokens, nats per token; `n_tokens` counts those tokens, `length` all tokens
-    of the row, `n_cut` answer tokens that did not fit. `norms[block]` is exact; `gradients[block]` is `[n, k]`, projected as
+    `loss` is the mean over the example's target tokens, nats per token; `n_tokens` counts those tokens, `length` all
+    tokens
+    of the row, `n_cut` answer tokens that did not fit. `norms[block]` is exact; `gradients[block]` is `[n, k]`,
+    projected as
     `space` says. `reference_dot[block]` is the exact inner product with the mean gradient that `reference` names.
     A row whose loss or gradient is not finite has `finite` False and is left out of every statistic.
     """
@@ -177,7 +180,10 @@ class Signals:
         for other in tables[1:]:
             check_same_space(first.space, other.space, "the first part", "a later part")
             if first.provenance != other.provenance or first.reference != other.reference:
-                raise DataError(f"Parts of one table must come from one model and one set: {first.provenance} and {other.provenance}.")
+                raise DataError(
+                    f"Parts of one table must come from one model and one set: {first.provenance} and "
+                    f"{other.provenance}."
+                )
         new: dict[str, object] = {}
         for name in _ROW_FIELDS:
             columns = [getattr(t, name) for t in tables]
@@ -188,7 +194,18 @@ class Signals:
         return replace(first, **new)  # type: ignore[arg-type]
 
 
-_ROW_FIELDS = ("ids", "clusters", "digests", "loss", "token_loss", "target_ids", "n_tokens", "length", "n_cut", "finite")
+_ROW_FIELDS = (
+    "ids",
+    "clusters",
+    "digests",
+    "loss",
+    "token_loss",
+    "target_ids",
+    "n_tokens",
+    "length",
+    "n_cut",
+    "finite",
+)
 _BLOCK_FIELDS = ("norms", "gradients", "reference_dot")
 
 

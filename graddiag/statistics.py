@@ -80,10 +80,9 @@ def jackknife(
     """
     n = len(replicates)
     low = high = math.nan
-    if n > 1 and math.isfinite(value) and np.isfinite(replicates).all():
-        half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * math.sqrt(
-            (n - 1) / n * float(((replicates - value) ** 2).sum())
-        )
+    if n > 1:
+        error = math.sqrt((n - 1) / n * float(((replicates - value) ** 2).sum()))
+        half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
         low, high = float(np.clip(value - half, *bounds)), float(np.clip(value + half, *bounds))
     return Estimate(float(np.clip(value, *bounds)), low, high)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,17 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
-from graddiag.errors import DataError, ResourceError
+from graddiag.errors import DataError
+from graddiag.files import Json, disk_named, read_json, write_atomically, write_json
 from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-Json = Mapping[str, object]
 _SCALARS = ("loss", "n_tokens", "length", "n_cut", "finite")
 _TEXTS = ("ids", "clusters", "digests")
 
 
-def describe(space: Space, provenance: Provenance, reference: Reference | None, rows: Sequence[tuple[str, str]]) -> Json:
+def describe(
+    space: Space, provenance: Provenance, reference: Reference | None, rows: Sequence[tuple[str, str]]
+) -> Json:
     """The manifest of a table: everything that its numbers depend on, and its rows (id, digest) in order."""
     return {
         "schema": SCHEMA,
@@ -53,7 +52,7 @@ def prepare(stores: Mapping[Path, Json], *, overwrite: bool = False) -> int:
             _remove_shards(path, keep=0)
             (path / MANIFEST).unlink(missing_ok=True)
         if is_store(path):
-            _refuse_other(path, _read_json(path / MANIFEST), manifest)
+            _refuse_other(path, read_json(path / MANIFEST), manifest)
     complete = min(_contiguous(path) if is_store(path) else 0 for path in stores)
     for path, manifest in stores.items():
         with disk_named(path):
@@ -99,14 +98,18 @@ def done_ids(path: Path) -> list[str]:
 
 
 def read_signals(path: Path) -> Signals:
-    """A saved table, whole, its rows in the order of the set. Raises DataError where rows or shards are missing or broken."""
+    """A saved table, whole, its rows in the order of the set. Raises DataError where rows or shards are missing or
+    broken."""
     manifest = _manifest(path)
     space, provenance, reference = _identity(manifest)
     parts = [_unpack(path, n, space, provenance, reference) for n in range(_contiguous(path))]
     rows: list[list[str]] = manifest["rows"]  # type: ignore[assignment]
     have = sum(len(p) for p in parts)
     if have < len(rows) or not parts:
-        raise DataError(f"{path} holds {have} of {len(rows)} rows: the run was interrupted. Give the same command again to continue it.")
+        raise DataError(
+            f"{path} holds {have} of {len(rows)} rows: the run was interrupted. Give the same command "
+            "again to continue it."
+        )
     whole = Signals.concat(parts)
     where = {i: k for k, i in enumerate(whole.ids)}
     return whole.take([where[i] for i, _ in rows])
@@ -119,7 +122,11 @@ def read_pairs(path: Path) -> PairProducts:
     for n in range(_contiguous(path)):
         _check_sums(path, n)
         arrays = load_file(path / f"shard-{n:05d}.safetensors")
-        parts.append(PairProducts(tuple(_read_columns(path, n)["ids"]), _group(arrays, "inner"), _group(arrays, "difference_norm")))
+        parts.append(
+            PairProducts(
+                tuple(_read_columns(path, n)["ids"]), _group(arrays, "inner"), _group(arrays, "difference_norm")
+            )
+        )
     if not parts:
         raise DataError(f"{path} holds no pairs: the run was interrupted. Give the same command again to continue it.")
     return PairProducts.concat(parts)
@@ -135,7 +142,7 @@ def verify(path: Path) -> list[str]:
             _check_sums(path, n)
         except DataError as error:
             problems.append(str(error))
-    have = sum(int(_read_json(path / f"shard-{n:05d}.json")["rows"]) for n in numbers)  # type: ignore[call-overload]
+    have = sum(int(read_json(path / f"shard-{n:05d}.json")["rows"]) for n in numbers)  # type: ignore[call-overload]
     if have != len(rows):
         problems.append(f"{path} holds {have} of {len(rows)} rows.")
     return problems
@@ -150,38 +157,6 @@ def verify_all(path: Path) -> dict[Path, list[str]]:
     if not stores:
         raise DataError(f"{path} holds no saved signals, nor do its folders. Give the folder of a run.")
     return {p: verify(p) for p in stores}
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> str:
-    """Writes a file under a temporary name, flushes it to disk, renames it; the sha256 of what was written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as f:
-            os.fsync(f.fileno())
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest
-
-
-def write_json(path: Path, content: Json) -> None:
-    """Writes strict JSON atomically."""
-    text = json.dumps(content, allow_nan=False, indent=1) + "\n"
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-@contextmanager
-def disk_named(path: Path) -> Iterator[None]:
-    """Turns a full disk into an error that says what was kept."""
-    try:
-        yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error):  # safetensors reports the system's words only
-            raise
-        raise ResourceError(f"The disk is full while writing to {path}. All finished shards are kept: make room and give the same command again.") from error
 
 
 def _pack(table: Signals | PairProducts) -> tuple[dict[str, np.ndarray], dict[str, object]]:
@@ -201,7 +176,7 @@ def _unpack(path: Path, number: int, space: Space, provenance: Provenance, refer
     _check_sums(path, number)
     arrays = load_file(path / f"shard-{number:05d}.safetensors")
     columns = _read_columns(path, number)
-    borders = np.cumsum([0, *columns["n_tokens"]], dtype=np.int64)[1:-1]
+    borders = np.cumsum(np.array(columns["n_tokens"], dtype=np.int64))[:-1]
     return Signals(
         space=space,
         provenance=provenance,
@@ -229,10 +204,15 @@ def _identity(manifest: Json) -> tuple[Space, Provenance, Reference | None]:
 
 def _manifest(path: Path) -> Json:
     if not is_store(path):
-        raise DataError(f"{path} holds no saved signals ({MANIFEST} is missing). Make some with 'graddiag extract' or 'graddiag compare'.")
-    manifest = _read_json(path / MANIFEST)
+        raise DataError(
+            f"{path} holds no saved signals ({MANIFEST} is missing). Make some with 'graddiag "
+            "extract' or 'graddiag compare'."
+        )
+    manifest = read_json(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:
-        raise DataError(f"{path} has schema {manifest.get('schema')!r}; this version reads schema {SCHEMA}. Extract the set again.")
+        raise DataError(
+            f"{path} has schema {manifest.get('schema')!r}; this version reads schema {SCHEMA}. Extract the set again."
+        )
     return manifest
 
 
@@ -250,8 +230,7 @@ def _refuse_other(path: Path, found: Json, wanted: Json) -> None:
 def _flat(content: Json) -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in content.items():
-        nested = isinstance(value, Mapping)
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if nested else {key: value}  # type: ignore[union-attr]
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
     return flat
 
 
@@ -276,33 +255,29 @@ def _remove_shards(path: Path, *, keep: int) -> None:
             file.unlink()
 
 
-def _read_columns(path: Path, number: int) -> dict[str, list[str]]:
+def _read_columns(path: Path, number: int) -> dict[str, Sequence[str]]:
     return pq.read_table(path / f"shard-{number:05d}.parquet").to_pydict()  # type: ignore[no-any-return]
 
 
 def _check_sums(path: Path, number: int) -> None:
-    sidecar = _read_json(path / f"shard-{number:05d}.json")
+    sidecar = read_json(path / f"shard-{number:05d}.json")
     for name, wanted in sidecar["sha256"].items():  # type: ignore[attr-defined]
         file = path / name
         if not file.is_file():
-            raise DataError(f"{file} is missing. Delete {sidecar_name(number)} beside it and give the same command again: the rows from there on are computed anew.")
+            raise DataError(
+                f"{file} is missing. Delete {sidecar_name(number)} beside it and give the same "
+                "command again: the rows from there on are computed anew."
+            )
         with file.open("rb") as f:
             found = hashlib.file_digest(f, "sha256").hexdigest()
         if found != wanted:
             raise DataError(
                 f"{file} is broken: its sha256 is {found[:12]}..., written was {str(wanted)[:12]}.... "
-                f"Delete {sidecar_name(number)} beside it and give the same command again: the rows from there on are computed anew."
+                f"Delete {sidecar_name(number)} beside it and give the same command again: the rows "
+                "from there on are computed anew."
             )
 
 
 def sidecar_name(number: int) -> str:
     """The file whose presence makes a shard count."""
     return f"shard-{number:05d}.json"
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        content: Json = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}). Restore it or extract the set again.") from error
-    return content

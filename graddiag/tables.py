@@ -14,6 +14,7 @@ from jaxtyping import Float
 from graddiag.analyzers import Alignment, Conflict, CosineMatrix, LossGap
 from graddiag.comparison import Comparison
 from graddiag.layers import place
+from graddiag.rules import ENDS, stem_of
 from graddiag.signals import Signals
 from graddiag.statistics import Estimate
 
@@ -107,9 +108,10 @@ def block_table(blocks: Mapping[str, Mapping[str, float | None]]) -> Table:
 
 
 def summary_table(summary: Mapping[str, float | None], kinds: Mapping[str, str]) -> Table:
-    """One line per key: its number, unit, and what it was computed from."""
-    lines = [(key, value, unit(key), kinds.get(key, "")) for key, value in summary.items()]
-    return Table("summary", ("key", "value", "unit", "computed from"), tuple(lines))
+    """One line per number: its interval and p (own keys in report.json), its unit, and what it was computed from."""
+    main = [key for key in summary if key.rpartition("/")[2] not in ENDS]
+    lines = [(k, summary[k], *(summary.get(f"{stem_of(k)}/{e}") for e in ENDS), unit(k), kinds.get(k)) for k in main]
+    return Table("summary", ("key", "value", *ENDS, "unit", "computed from"), tuple(lines))
 
 
 def unit(key: str) -> str:
@@ -121,8 +123,6 @@ def unit(key: str) -> str:
 
 
 _UNITS = {
-    "p": "probability",
-    "q": "probability",
     "wilcoxon_p": "probability",
     "effect_size": "standard deviations",
     "negative_fraction": "share, 0..1",

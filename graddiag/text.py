@@ -37,7 +37,7 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def _numbers(*values: float) -> list[str]:
-    """Numbers that stand together, in one notation: with three to five decimals, so that none is shown as zero."""
+    """Numbers that stand together, in one notation: with as few decimals (3 to 5) as show that none is zero."""
     sizes = [abs(v) for v in values if v and not math.isnan(v)]
     places = next((d for d in DECIMALS if min(sizes, default=1.0) >= 10.0**-d), None)
     form = f"+.{DECIMALS[0] if places is None else places}f"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graddiag.rules import LIMITS, SMALL_EFFECT, Evidence, Facts, Scale, Setting, judge
+from graddiag.rules import ENDS, LIMITS, SMALL_EFFECT, Evidence, Facts, Scale, Setting, judge, stem_of
 from graddiag.text import interval, number, visible
 
 MOST_LINES = 15  # what fits a terminal beside the warnings
@@ -44,17 +44,16 @@ class _Reader:
     def loss_gap(self) -> str:
         effect = self.number("loss_gap/effect_size")
         small = ["small effect"] if abs(effect) < SMALL_EFFECT else []
-        evidence = self.evidence("difference", "loss_gap/mean", "loss_gap")
-        numbers = f"{_interval(evidence)} nats/token, {_p(evidence)}, d_z = {number(effect)}"
+        evidence = self.evidence("difference", "loss_gap/mean")
+        numbers = f"{_interval(evidence)} nats/token, {_p(evidence)}, d_z = {effect:+.2f}"
         return _line(f"Loss of {self.left} minus {self.right}", evidence, numbers, *small)
 
     def paired(self) -> str:
-        evidence = self.evidence("paired", "conflict/paired_cosine", "conflict")
+        evidence = self.evidence("paired", "conflict/paired_cosine")
         negative = self.number("conflict/negative_fraction")
         share = "" if math.isnan(negative) else f"; {100 * negative:.0f} % of pairs below 0"
-        numbers = (
-            f"{_interval(evidence)}, {_p(evidence)}; non-partners of a cluster {number(evidence.strangers)}{share}"
-        )
+        others = f"non-partners of a cluster {number(evidence.strangers)}{share}"
+        numbers = f"{_interval(evidence)}, {_p(evidence)}; {others}"
         return _line("Cosine of a pair's gradients", evidence, numbers)
 
     def means(self) -> str:
@@ -64,10 +63,9 @@ class _Reader:
         return _line("Cosine of the mean gradients", evidence, numbers)
 
     def framing(self) -> str:
-        evidence = self.evidence("length", "framing/consistency", "framing")
-        return _line(
-            "Mean framing gradient (left minus right)", evidence, f"consistency {evidence.value:.2f}, {_p(evidence)}"
-        )
+        evidence = self.evidence("length", "framing/consistency")
+        numbers = f"consistency {evidence.value:.2f}, by chance 1, {_p(evidence)}"
+        return _line("Mean framing gradient (left minus right)", evidence, numbers)
 
     def framing_and_safety(self) -> str:
         evidence = self.evidence("cosine", "framing/safety_cosine")
@@ -121,9 +119,9 @@ class _Reader:
         value = self.number(key)
         return "?" if math.isnan(value) else f"{value:.0f}"
 
-    def evidence(self, scale: Scale, key: str, stem: str | None = None) -> Evidence:
-        """The number under `key` with `stem/low`, `stem/high` and `stem/p`, and what the setting says about it."""
-        low, high, p = (self.number(f"{stem or key}/{end}") for end in ("low", "high", "p"))
+    def evidence(self, scale: Scale, key: str) -> Evidence:
+        """The number under `key` with its interval and p, and what the setting says about it."""
+        low, high, p = (self.number(f"{stem_of(key)}/{end}") for end in ENDS)
         projected = self.setting.kinds.get(key) == "projected"
         error = self.number("projection/error")
         return Evidence(

@@ -14,11 +14,7 @@ with install_import_hook(
     [f"graddiag.{m}" for m in ("signals", "comparison", "statistics", "head", "products", "projection", "analyzers")],
     "beartype.beartype",
 ):
-    import graddiag.comparison
-    import graddiag.head
-    import graddiag.products
-    import graddiag.projection
-    import graddiag.signals
+    pass
 
 import numpy as np
 import pytest

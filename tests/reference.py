@@ -11,7 +11,8 @@ from graddiag.encoding import Encoded
 
 
 def padded(rows: Sequence[Encoded], *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Token ids (all but the last, which predicts nothing) and attention mask, padded with token 0 on one side, [b, t]."""
+    """Token ids (all but the last, which predicts nothing) and attention mask, padded with token 0 on one side, [b,
+    t]."""
     width = max(len(r.tokens) for r in rows) - 1
     ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
     for k, r in enumerate(rows):
@@ -36,11 +37,14 @@ def row_token_losses(model: nn.Module, rows: Sequence[Encoded], *, left: bool = 
 
 
 def row_gradients(model: nn.Module, rows: Sequence[Encoded], *, left: bool = False) -> list[dict[str, Tensor]]:
-    """The gradient of each row's own mean loss with respect to every parameter, one backward pass per row, same batch."""
+    """The gradient of each row's own mean loss with respect to every parameter, one backward pass per row, same
+    batch."""
     parameters = dict(model.named_parameters())
     out = []
     for k in range(len(rows)):
         loss = row_token_losses(model, rows, left=left)[k].mean()
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        out.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)})
+        out.append(
+            {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)}
+        )
     return out

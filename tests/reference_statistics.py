@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import t
 
-Rows = Sequence[np.ndarray]
+Rows = Sequence[np.ndarray] | np.ndarray
 Labels = Sequence[str]
 
 
@@ -87,10 +87,10 @@ def mean_with_interval(values: Sequence[float], clusters: Labels) -> tuple[float
 
 def sign_flip_p(sums: Sequence[np.ndarray]) -> float:
     """The share of all sign patterns with a sum at least as long as the real one."""
-    real = np.linalg.norm(sum(sums))
+    real = np.linalg.norm(np.sum(sums, axis=0))
     patterns = list(itertools.product((-1, 1), repeat=len(sums)))
     lengths = [np.linalg.norm(sum(s * d for s, d in zip(p, sums, strict=True))) for p in patterns]
-    return sum(x >= real - 1e-12 for x in lengths) / len(patterns)
+    return float(np.mean([x >= real - 1e-12 for x in lengths]))
 
 
 def partner_p(cosines: np.ndarray, clusters: Labels) -> float:
@@ -107,7 +107,7 @@ def partner_p(cosines: np.ndarray, clusters: Labels) -> float:
 def consistency(differences: Rows) -> float:
     """`n ||mean d||^2 / mean ||d||^2`."""
     n = len(differences)
-    middle = sum(differences) / n
+    middle = np.mean(differences, axis=0)
     return float(n * (middle @ middle) / (sum(float(d @ d) for d in differences) / n))
 
 

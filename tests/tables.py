@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from graddiag.comparison import Comparison
 from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
@@ -82,7 +82,7 @@ def draw(recipe: Recipe, seed: int) -> Full:
     }
 
 
-def table_of(  # noqa: PLR0913 - one option per column that a test may want to choose
+def table_of(
     full: Mapping[str, Float[np.ndarray, "n d"]],
     *,
     name: str = "left",
@@ -103,7 +103,7 @@ def table_of(  # noqa: PLR0913 - one option per column that a test may want to c
     space = space_of(tuple(full), size=size, dim=dim, projection=projection)
     ids = tuple(ids) if ids is not None else tuple(f"row-{i}" for i in range(n))
     target_ids = tuple(np.arange(3 + sum(i.encode()) % 7) for i in ids)
-    base = rng.gamma(4.0, 0.5, size=n) if loss is None else np.asarray(loss, dtype=np.float64)
+    base = np.asarray(rng.gamma(4.0, 0.5, size=n) if loss is None else loss, dtype=np.float64)
     token_loss = tuple(b + _sums_to_zero(rng, len(t)) for b, t in zip(base, target_ids, strict=True))
     signals = Signals(
         space=space,
@@ -128,12 +128,12 @@ def table_of(  # noqa: PLR0913 - one option per column that a test may want to c
 
 def _sums_to_zero(rng: np.random.Generator, n: int) -> Float[np.ndarray, " n"]:
     values = rng.normal(size=n)
-    return values - values.mean()
+    return np.asarray(values - values.mean())
 
 
 def projector(block: int, size: int, dim: int) -> Float[np.ndarray, "d k"]:
     """The Gaussian projection of the block of this number: inner products are right on average."""
-    return np.random.default_rng([block, size, dim]).normal(size=(size, dim)) / dim**0.5
+    return np.random.default_rng([block, size, dim]).normal(scale=dim**-0.5, size=(size, dim))
 
 
 def random_table(recipe: Recipe | None = None, *, name: str = "left", seed: int = 0) -> Table:
@@ -183,7 +183,7 @@ def with_reference(table: Table, safety: Table) -> Table:
     return Table(replace(table.signals, reference=reference, reference_dot=dots), table.full)
 
 
-def taken(table: Table, index: Sequence[int]) -> Table:
+def taken(table: Table, index: Sequence[int] | Int[np.ndarray, " m"]) -> Table:
     """The chosen rows."""
     at = np.asarray(index, dtype=np.int64)
     return Table(table.signals.take(at), {b: g[at] for b, g in table.full.items()})

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference_statistics as slow
-from tables import RECIPE, compared, four_tables, random_pair, random_table
+from tables import RECIPE, changed, compared, four_tables, random_pair, random_table
 
 from graddiag.analyzers import alignment, audit, framing
 from graddiag.errors import DataError
 from graddiag.signals import Signals
 
 
-def test_alignment_is_exact_where_every_table_knows_the_mean_safety_gradient():
+def test_alignment_is_exact_where_every_table_knows_the_mean_safety_gradient() -> None:
     tables = four_tables()
     got = alignment(
         compared(tables["left"], tables["right"]), tables["safety"].signals, {"x": tables["control"].signals}
@@ -29,7 +29,7 @@ def test_alignment_is_exact_where_every_table_knows_the_mean_safety_gradient():
         assert scope.left.value == pytest.approx(slow.mean([slow.cos(g, toward) for g in tables["left"].full[block]]))
 
 
-def test_one_table_without_exact_products_makes_all_of_alignment_projected():
+def test_one_table_without_exact_products_makes_all_of_alignment_projected() -> None:
     tables = four_tables()
     toward = tables["safety"].projected().mean(axis=0)
     plain = changed(tables["control"], lambda s: replace(s, reference=None, reference_dot={}))
@@ -48,14 +48,14 @@ def _with_reference_to_other(signals: Signals, field: str) -> Signals:
 
 
 @pytest.mark.parametrize("field", ["rows", "weights"])
-def test_exact_products_with_other_safety_rows_or_another_model_are_not_used(field: str):
+def test_exact_products_with_other_safety_rows_or_another_model_are_not_used(field: str) -> None:
     tables = four_tables()
     stale = changed(tables["left"], lambda s: _with_reference_to_other(s, field))
     assert not alignment(compared(stale, tables["right"]), tables["safety"].signals).exact
     assert alignment(compared(tables["left"], tables["right"]), tables["safety"].signals).exact
 
 
-def test_the_difference_in_alignment_respects_pairs_and_clusters():
+def test_the_difference_in_alignment_respects_pairs_and_clusters() -> None:
     tables = four_tables()
     got = alignment(compared(tables["left"], tables["right"]), tables["safety"].signals)
     clusters = tables["left"].signals.clusters
@@ -64,7 +64,7 @@ def test_the_difference_in_alignment_respects_pairs_and_clusters():
     assert e.p == slow.sign_flip_p(slow.cluster_totals([np.array([d]) for d in got.pair_difference], clusters))
 
 
-def test_the_audit_is_the_error_of_the_projected_cosines():
+def test_the_audit_is_the_error_of_the_projected_cosines() -> None:
     tables = four_tables()
     left, right, control = tables["left"], tables["right"], tables["control"]
     got = audit(compared(left, right, exact=True), tables["safety"].signals, {"benign": control.signals})
@@ -83,7 +83,7 @@ def test_the_audit_is_the_error_of_the_projected_cosines():
     assert got.error == max(got.partners, got.safety) > 0.01
 
 
-def test_the_audit_takes_what_is_known_finds_nothing_in_exact_gradients_and_is_undefined_without():
+def test_the_audit_takes_what_is_known_finds_nothing_in_exact_gradients_and_is_undefined_without() -> None:
     tables = four_tables()
     bare = four_tables(exact=False)
     assert audit(compared(bare["left"], bare["right"], exact=True)).error > 0
@@ -92,7 +92,7 @@ def test_the_audit_takes_what_is_known_finds_nothing_in_exact_gradients_and_is_u
     assert audit(compared(*random_pair(replace(RECIPE, projection="exact")))).error == 0
 
 
-def test_safety_from_another_space_or_without_finite_rows_is_refused():
+def test_safety_from_another_space_or_without_finite_rows_is_refused() -> None:
     tables = four_tables()
     comparison = compared(tables["left"], tables["right"])
     other = random_table(replace(RECIPE, dim=8), name="safety").signals
@@ -109,7 +109,7 @@ def test_safety_from_another_space_or_without_finite_rows_is_refused():
             audit(comparison, refused)
 
 
-def test_controls_from_another_space_are_refused():
+def test_controls_from_another_space_are_refused() -> None:
     tables = four_tables()
     comparison = compared(tables["left"], tables["right"])
     other = {"benign": random_table(replace(RECIPE, dim=8)).signals}

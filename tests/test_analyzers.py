@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tables import BLOCKS, RECIPE, Recipe, Table, changed, compared, four_tables, random_pair, table_of, taken
+from tables import BLOCKS, RECIPE, Table, changed, compared, four_tables, table_of, taken
 
 from graddiag.analyzers import (
     Alignment,
@@ -70,7 +69,7 @@ def _scaled(table: Table, factor: float) -> Table:
     )
 
 
-def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from():
+def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from() -> None:
     results = _results(four_tables(), center=True)
     keys = {k for r in results for k in r.summary()}
     assert keys == {
@@ -98,7 +97,7 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
     assert "conflict/forced" not in _summary(four_tables())
 
 
-def test_blocks_have_the_keys_of_the_whole_and_a_false_discovery_rate():
+def test_blocks_have_the_keys_of_the_whole_and_a_false_discovery_rate() -> None:
     found = _results(four_tables())
     for result in found[1:4]:
         extra = {k for k in result.block_summary()[BLOCKS[0]] if k.endswith("/q")}
@@ -109,7 +108,7 @@ def test_blocks_have_the_keys_of_the_whole_and_a_false_discovery_rate():
     assert found[4].block_summary().keys() == set(BLOCKS)
 
 
-def test_one_block_is_the_whole():
+def test_one_block_is_the_whole() -> None:
     for result in _results(four_tables(replace(RECIPE, blocks=BLOCKS[:1])))[1:]:
         block = result.block_summary()[BLOCKS[0]]
         whole = {k: v for k, v in result.summary().items() if "error_" not in k}
@@ -117,7 +116,7 @@ def test_one_block_is_the_whole():
         assert {k: block[k] for k in whole} == whole
 
 
-def test_pairs_follow_ids_not_positions():
+def test_pairs_follow_ids_not_positions() -> None:
     tables = four_tables()
     order = np.random.default_rng(1).permutation(12)
     _same(_numbers({**tables, "right": taken(tables["right"], order)}), _numbers(tables))
@@ -125,7 +124,7 @@ def test_pairs_follow_ids_not_positions():
     _same(_numbers(both), _numbers(tables), random=True)
 
 
-def test_splitting_and_concatenating_the_tables_changes_nothing():
+def test_splitting_and_concatenating_the_tables_changes_nothing() -> None:
     tables = four_tables()
     halves = {k: (taken(t, range(3)), taken(t, range(3, len(t.signals)))) for k, t in tables.items()}
     joined = {k: Table(Signals.concat([a.signals, b.signals]), tables[k].full) for k, (a, b) in halves.items()}
@@ -133,16 +132,16 @@ def test_splitting_and_concatenating_the_tables_changes_nothing():
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_cosines_do_not_see_the_length_of_gradients(center: bool):
+def test_cosines_do_not_see_the_length_of_gradients(center: bool) -> None:
     tables = four_tables(exact=False)
     got = _numbers({k: _scaled(t, 1e-12) for k, t in tables.items()}, center=center)
     expected = _numbers(tables, center=center)
     if center:
-        assert got.pop("conflict/forced") == pytest.approx(1e-24 * expected.pop("conflict/forced"), abs=0)
+        assert got.pop("conflict/forced") == pytest.approx(1e-24 * expected.pop("conflict/forced"), rel=1e-9, abs=0)
     _same(got, expected)
 
 
-def test_exchanging_the_sides_exchanges_the_signs():
+def test_exchanging_the_sides_exchanges_the_signs() -> None:
     tables = four_tables()
     expected, before = _numbers(tables), _numbers(tables)
     for key in ("loss_gap/mean", "loss_gap/effect_size", "framing/safety_cosine", "alignment/difference"):
@@ -155,7 +154,7 @@ def test_exchanging_the_sides_exchanges_the_signs():
     _same(_numbers({**tables, "left": tables["right"], "right": tables["left"]}), expected, random=True)
 
 
-def test_turning_all_gradients_round_changes_only_what_points_to_safety():
+def test_turning_all_gradients_round_changes_only_what_points_to_safety() -> None:
     tables = four_tables(exact=False)
     turned = {k: t if k == "safety" else _scaled(t, -1) for k, t in tables.items()}
     got, expected = _numbers(turned), _numbers(tables)
@@ -166,7 +165,7 @@ def test_turning_all_gradients_round_changes_only_what_points_to_safety():
 
 
 def _with_broken_rows(table: Table, where: list[int]) -> Table:
-    """The table with rows of NaN put in at these places, marked as not finite."""
+    """The table with rows put in at these places that are marked as not finite: gradients of NaN, a huge loss."""
     s = table.signals
     n = len(s) + len(where)
     extra = replace(s.take(range(len(where))), ids=tuple(f"broken-{i}" for i in where))
@@ -174,17 +173,20 @@ def _with_broken_rows(table: Table, where: list[int]) -> Table:
     order = np.empty(n, dtype=np.int64)
     order[~bad], order[bad] = np.arange(len(s)), np.arange(len(s), n)
     out = Signals.concat([s, extra]).take(order)
-    blocks = {
-        "norms": {b: np.where(bad, np.nan, v) for b, v in out.norms.items()},
-        "gradients": {b: np.where(bad[:, None], np.nan, v) for b, v in out.gradients.items()},
-        "reference_dot": {b: np.where(bad, np.nan, v) for b, v in out.reference_dot.items()},
-    }
-    return Table(replace(out, loss=np.where(bad, np.nan, out.loss), finite=~bad, **blocks), table.full)
+    spoilt = replace(
+        out,
+        loss=np.where(bad, 1e3, out.loss),
+        finite=~bad,
+        norms={b: np.where(bad, np.nan, v) for b, v in out.norms.items()},
+        gradients={b: np.where(bad[:, None], np.nan, v) for b, v in out.gradients.items()},
+        reference_dot={b: np.where(bad, np.nan, v) for b, v in out.reference_dot.items()},
+    )
+    return Table(spoilt, table.full)
 
 
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("center", [False, True])
-def test_rows_that_are_not_finite_are_in_no_statistic(center: bool, known: bool):
+def test_rows_that_are_not_finite_are_in_no_statistic(center: bool, known: bool) -> None:
     tables = four_tables(exact=known)
     broken = {k: t if known and k == "safety" else _with_broken_rows(t, [0, 5]) for k, t in tables.items()}
     assert np.isnan(broken["left"].signals.gradients[BLOCKS[0]]).any()
@@ -200,7 +202,7 @@ def _repeated(table: Table, times: int) -> Table:
     return Table(Signals.concat(copies), {b: np.concatenate([g] * times) for b, g in table.full.items()})
 
 
-def test_copies_of_rows_inside_their_clusters_add_no_certainty():
+def test_copies_of_rows_inside_their_clusters_add_no_certainty() -> None:
     tables = four_tables()
     got = _numbers({k: t if k == "safety" else _repeated(t, 3) for k, t in tables.items()})
     expected = _numbers(tables)
@@ -210,7 +212,7 @@ def test_copies_of_rows_inside_their_clusters_add_no_certainty():
         assert got[key] == pytest.approx(expected[key], rel=1e-9), key
 
 
-def test_without_clusters_the_same_rows_look_more_certain():
+def test_without_clusters_the_same_rows_look_more_certain() -> None:
     tables = four_tables(replace(RECIPE, cluster_effect=3.0, n=24))
     got = _numbers({k: changed(t, lambda s: replace(s, clusters=s.ids)) for k, t in tables.items()})
     expected = _numbers(tables)
@@ -218,7 +220,7 @@ def test_without_clusters_the_same_rows_look_more_certain():
         assert got[f"{key}/high"] - got[f"{key}/low"] < 0.5 * (expected[f"{key}/high"] - expected[f"{key}/low"])
 
 
-def test_without_pairs_the_paired_numbers_are_undefined_and_the_others_the_same():
+def test_without_pairs_the_paired_numbers_are_undefined_and_the_others_the_same() -> None:
     tables = four_tables(exact=False)
     apart = changed(tables["right"], lambda s: replace(s, ids=tuple(f"other-{i}" for i in s.ids)))
     got, expected = _summary({**tables, "right": apart}), _summary(tables)
@@ -239,7 +241,7 @@ def test_without_pairs_the_paired_numbers_are_undefined_and_the_others_the_same(
 
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
-def test_one_row_a_side_is_enough_for_a_result(exact: bool, center: bool):
+def test_one_row_a_side_is_enough_for_a_result(exact: bool, center: bool) -> None:
     tables = {k: taken(t, [0]) for k, t in four_tables(exact=False).items()}
     got = _summary(tables, exact=exact, center=center)
     assert got["pairs/n"] == 1
@@ -251,7 +253,7 @@ def test_one_row_a_side_is_enough_for_a_result(exact: bool, center: bool):
         assert got["conflict/paired_cosine"] == pytest.approx(-1)
 
 
-def test_one_cluster_has_values_but_neither_intervals_nor_flips():
+def test_one_cluster_has_values_but_neither_intervals_nor_flips() -> None:
     tables = {k: changed(t, lambda s: replace(s, clusters=("one",) * len(s))) for k, t in four_tables().items()}
     got = _summary(tables)
     assert {v for k, v in got.items() if k.endswith(("/low", "/high"))} == {None}
@@ -263,7 +265,7 @@ def test_one_cluster_has_values_but_neither_intervals_nor_flips():
 
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
-def test_gradients_that_are_all_zero_have_no_direction(exact: bool, center: bool):
+def test_gradients_that_are_all_zero_have_no_direction(exact: bool, center: bool) -> None:
     tables = four_tables(exact=False)
     zero = {k: _scaled(t, 0.0) for k, t in tables.items()}
     got = _summary(zero, exact=exact, center=center)
@@ -273,7 +275,7 @@ def test_gradients_that_are_all_zero_have_no_direction(exact: bool, center: bool
     assert got["loss_gap/mean"] is not None
 
 
-def test_equal_sides_have_no_gap_and_no_framing_gradient():
+def test_equal_sides_have_no_gap_and_no_framing_gradient() -> None:
     tables = four_tables(exact=False)
     same = table_of(tables["left"].full, name="right", loss=tables["left"].signals.loss.tolist())
     got = _summary({**tables, "right": same})
@@ -284,28 +286,15 @@ def test_equal_sides_have_no_gap_and_no_framing_gradient():
     assert got["conflict/paired_cosine"] == pytest.approx(1)
 
 
-def test_every_summary_is_strict_json():
+def test_every_summary_is_strict_json() -> None:
     for n in (1, 2, 12):
         tables = {k: taken(t, range(min(n, 7))) for k, t in four_tables(exact=False).items()}
         for result in _results(tables, center=True):
             json.dumps([result.summary(), result.block_summary()], allow_nan=False)
 
 
-def test_more_blocks_need_no_more_memory():
-    def peak(blocks: int) -> int:
-        comparison = compared(*random_pair(Recipe(n=100, blocks=tuple(map(str, range(blocks))), size=4, dim=2)))
-        tracemalloc.start()
-        try:
-            conflict(comparison)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    one_matrix = 200 * 200 * 8
-    assert peak(24) - peak(4) < 2 * one_matrix
-
-
-def test_analysis_needs_no_torch():
-    code = "import sys, graddiag.analyzers; print({'torch', 'transformers', 'datasets', 'click', 'seaborn'} & set(sys.modules))"
+def test_analysis_needs_no_torch() -> None:
+    heavy = "{'torch', 'transformers', 'datasets', 'click', 'seaborn'}"
+    code = f"import sys, graddiag.analyzers; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

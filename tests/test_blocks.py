@@ -37,7 +37,7 @@ def test_a_pattern_without_a_match_names_the_closest_blocks(make_llama):
 
 
 def test_other_kinds_of_parameter_are_refused_by_name(make_llama):
-    with pytest.raises(UsageError, match="not weights of a linear layer.*'model.embed_tokens.weight'"):
+    with pytest.raises(UsageError, match=r"not weights of a linear layer.*'model.embed_tokens.weight'"):
         select_blocks(make_llama(), ["*"])
     tied = make_llama(tie_word_embeddings=True)
     with pytest.raises(UsageError, match=r"not weights of a linear layer.*embed_tokens"):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import reference_statistics as slow
-from tables import BLOCKS, RECIPE, Recipe, Table, compared, directions, draw, random_pair, table_of, taken
+from tables import BLOCKS, RECIPE, Recipe, Table, changed, compared, directions, draw, random_pair, table_of, taken
 
 from graddiag.analyzers import Conflict, ConflictScope, conflict
 from graddiag.comparison import Comparison
 
 
-def _uneven_pair(projection: str = "logra") -> tuple[Table, Table]:
+def _uneven_pair(projection: str = "logra", *, recipe: Recipe = RECIPE) -> tuple[Table, Table]:
     """Sides of 12 and 9 rows of which 7 are pairs, in another order, some in clusters of another name."""
-    left, right = random_pair(replace(RECIPE, projection=projection))
+    left, right = random_pair(replace(recipe, projection=projection))
     right = taken(right, [11, 3, 4, 0, 9, 8, 2, 5, 6])
     ids = (*right.signals.ids[:7], "new-1", "new-2")
     clusters = ("other", *right.signals.clusters[1:8], "new")
@@ -63,7 +64,7 @@ def _check_pairs(got: Conflict, left: Table, right: Table, rows: tuple[np.ndarra
 
 
 @pytest.mark.parametrize("projection", ["logra", "exact"])
-def test_all_numbers_are_those_of_whole_vectors(projection: str):
+def test_all_numbers_are_those_of_whole_vectors(projection: str) -> None:
     left, right = _uneven_pair(projection)
     comparison = compared(left, right)
     got = conflict(comparison)
@@ -77,7 +78,7 @@ def test_all_numbers_are_those_of_whole_vectors(projection: str):
 
 
 @pytest.mark.parametrize("projection", ["logra", "exact"])
-def test_centring_is_subtracting_the_mean_of_all_rows_of_both_sides(projection: str):
+def test_centring_is_subtracting_the_mean_of_all_rows_of_both_sides(projection: str) -> None:
     left, right = _uneven_pair(projection)
     comparison = compared(left, right, exact=True)
     got = conflict(comparison, center=True)
@@ -88,7 +89,7 @@ def test_centring_is_subtracting_the_mean_of_all_rows_of_both_sides(projection: 
     assert got.exact_pairs == (projection == "exact")
 
 
-def test_centring_forces_the_mean_inner_product_across_the_sides():
+def test_centring_forces_the_mean_inner_product_across_the_sides() -> None:
     left, right = _uneven_pair()
     a, b = left.projected(), right.projected()
     grand = np.concatenate([a, b]).mean(axis=0)
@@ -103,13 +104,13 @@ def test_centring_forces_the_mean_inner_product_across_the_sides():
     assert "conflict/forced" not in plain.summary()
 
 
-def test_the_forced_value_of_sides_of_equal_size_is_a_quarter_of_the_distance_of_their_means():
+def test_the_forced_value_of_sides_of_equal_size_is_a_quarter_of_the_distance_of_their_means() -> None:
     left, right = random_pair(RECIPE)
     distance = np.sum((left.projected().mean(axis=0) - right.projected().mean(axis=0)) ** 2)
     assert conflict(compared(left, right), center=True).forced == pytest.approx(-distance / 4, rel=1e-12)
 
 
-def test_sides_that_share_a_direction_agree_and_centring_alone_makes_them_look_opposed():
+def test_sides_that_share_a_direction_agree_and_centring_alone_makes_them_look_opposed() -> None:
     recipe = Recipe(n=30, shared=3.0, clusters=0, size=96, dim=64)
     comparison = compared(*random_pair(recipe))
     plain, centred = conflict(comparison).overall, conflict(comparison, center=True).overall
@@ -121,10 +122,11 @@ def test_sides_that_share_a_direction_agree_and_centring_alone_makes_them_look_o
     assert centred.mean_gradient_cosine == pytest.approx(-1)
 
 
-def test_exact_products_replace_the_projected_ones_of_pairs_and_nothing_else():
-    left, right = _uneven_pair()
+def test_exact_products_replace_the_projected_ones_of_pairs_and_nothing_else() -> None:
+    left, right = _uneven_pair(recipe=Recipe())
     plain, exact = conflict(compared(left, right)), conflict(compared(left, right, exact=True))
     _check_pairs(exact, left, right, (left.whole(), right.whole()))
+    assert exact.overall.negative_fraction != plain.overall.negative_fraction
     assert exact.overall.paired.p == plain.overall.paired.p
     assert exact.overall.paired.value != pytest.approx(plain.overall.paired.value, abs=1e-4)
     for name in ("across", "within_left", "within_right", "same_cluster", "mean_gradient_cosine", "corrected"):
@@ -135,7 +137,7 @@ def test_exact_products_replace_the_projected_ones_of_pairs_and_nothing_else():
     }
 
 
-def test_exact_products_follow_ids_too():
+def test_exact_products_follow_ids_too() -> None:
     left, right = _uneven_pair()
     comparison = compared(left, right, exact=True)
     assert comparison.products is not None
@@ -143,7 +145,7 @@ def test_exact_products_follow_ids_too():
     assert (conflict(mixed).paired == conflict(comparison).paired).all()
 
 
-def test_the_whole_vector_is_no_mean_over_blocks():
+def test_the_whole_vector_is_no_mean_over_blocks() -> None:
     rng = np.random.default_rng(1)
     big, small = rng.normal(size=(6, 8)), rng.normal(size=(6, 8))
     left = table_of({"a": 10 * big, "b": small}, projection="exact")
@@ -155,7 +157,7 @@ def test_the_whole_vector_is_no_mean_over_blocks():
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_zero_row_is_undefined_counted_and_in_no_mean(exact: bool):
+def test_a_zero_row_is_undefined_counted_and_in_no_mean(exact: bool) -> None:
     full = draw(RECIPE, 1)
     right = table_of(draw(RECIPE, 2), name="right")
     without = conflict(compared(taken(table_of(full), [i for i in range(12) if i != 4]), right, exact=exact))
@@ -173,7 +175,7 @@ def test_a_zero_row_is_undefined_counted_and_in_no_mean(exact: bool):
     assert got.overall.negative_fraction == without.overall.negative_fraction
 
 
-def test_a_block_that_is_zero_leaves_the_whole_as_it_is():
+def test_a_block_that_is_zero_leaves_the_whole_as_it_is() -> None:
     left, right = random_pair(RECIPE)
     silent = [table_of(t.full | {"silent": np.zeros((12, 48))}, name=n) for t, n in ((left, "left"), (right, "right"))]
     got, expected = conflict(compared(*silent)), conflict(compared(left, right))
@@ -183,14 +185,35 @@ def test_a_block_that_is_zero_leaves_the_whole_as_it_is():
     assert got.block_summary()["silent"]["conflict/q"] is None
 
 
-def test_means_that_cancel_have_no_direction():
+def test_means_that_cancel_have_no_direction() -> None:
     rows = np.random.default_rng(1).normal(size=(5, 48))
     left = table_of({"a": np.concatenate([rows, -rows])})
     right = table_of({"a": np.random.default_rng(2).normal(size=(10, 48))}, name="right")
     assert math.isnan(conflict(compared(left, right)).overall.mean_gradient_cosine)
 
 
-def test_identical_rows_have_no_direction_once_centred():
+@pytest.mark.parametrize("seed", range(6))
+def test_sides_whose_clusters_have_nothing_in_common_have_no_corrected_cosine(seed: int) -> None:
+    unlike = np.linalg.qr(np.random.default_rng(seed).normal(size=(48, 48)))[0]
+    sides = [table_of({"a": np.repeat(rows, 2, axis=0)}, projection="exact") for rows in (unlike[:6], unlike[6:12])]
+    clusters = tuple(f"c{i // 2}" for i in range(12))
+    left, right = (changed(t, lambda s: replace(s, clusters=clusters)) for t in sides)
+    got = conflict(compared(left, right)).overall
+    assert math.isnan(got.corrected.value)
+    assert math.isfinite(got.mean_gradient_cosine)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_row_that_equals_the_mean_has_no_direction_once_centred(seed: int) -> None:
+    middle, away = np.random.default_rng(seed).normal(size=(2, 48))
+    left, right = {"a": np.stack([middle + away, middle - away])}, {"a": np.stack([middle, middle])}
+    got = conflict(compared(table_of(left), table_of(right, name="right")), center=True)
+    assert np.isnan(got.paired).all()
+    assert got.overall.within_left == pytest.approx(-1)
+    assert math.isnan(got.overall.within_right)
+
+
+def test_identical_rows_have_no_direction_once_centred() -> None:
     same = {"a": np.tile(np.random.default_rng(1).normal(size=48), (4, 1))}
     got = conflict(compared(table_of(same), table_of(same, name="right")), center=True)
     assert np.isnan(got.paired).all()
@@ -198,7 +221,7 @@ def test_identical_rows_have_no_direction_once_centred():
     assert {v for k, v in got.summary().items() if k != "conflict/forced"} == {None}
 
 
-def test_partners_that_are_alike_are_told_from_rows_that_only_share_a_cluster():
+def test_partners_that_are_alike_are_told_from_rows_that_only_share_a_cluster() -> None:
     recipe = Recipe(n=16, cluster_effect=2.0)
     base = draw(recipe, 1)
     noise = [draw(recipe, s) for s in (2, 3)]
@@ -215,7 +238,7 @@ def test_partners_that_are_alike_are_told_from_rows_that_only_share_a_cluster():
     assert null.paired.value > 0.5
 
 
-def test_without_rows_that_share_a_cluster_the_pairing_cannot_be_tested():
+def test_without_rows_that_share_a_cluster_the_pairing_cannot_be_tested() -> None:
     left, right = random_pair(replace(RECIPE, clusters=0))
     got = conflict(compared(left, right)).summary()
     assert got["conflict/p"] is got["conflict/same_cluster"] is None
@@ -234,7 +257,7 @@ def _with_known_cosine(seed: int) -> Comparison:
     return compared(*tables)
 
 
-def test_the_corrected_cosine_is_right_on_average_and_its_interval_covers_while_the_plain_one_is_biased():
+def test_the_corrected_cosine_is_right_on_average_and_its_interval_covers_while_the_plain_one_is_biased() -> None:
     repeats = 150
     found = [conflict(_with_known_cosine(s)).overall for s in range(1, 1 + repeats)]
     values = np.array([s.corrected.value for s in found])
@@ -244,3 +267,17 @@ def test_the_corrected_cosine_is_right_on_average_and_its_interval_covers_while_
     assert abs(values.mean() - 0.6) < 4 * error + 0.01
     assert plain.mean() > 0.6 + 8 * error
     assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / repeats)
+
+
+def test_more_blocks_need_no_more_memory() -> None:
+    def peak(blocks: int) -> int:
+        comparison = compared(*random_pair(Recipe(n=100, blocks=tuple(map(str, range(blocks))), size=4, dim=2)))
+        tracemalloc.start()
+        try:
+            conflict(comparison)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    one_matrix = 200 * 200 * 8
+    assert peak(24) - peak(4) < 2 * one_matrix

@@ -79,7 +79,9 @@ def test_products_of_pairs_and_with_a_mean_are_those_of_the_full_gradients(make_
         for k, (i, j) in enumerate(pairs_of(rows)):
             scale = g[i][block].norm() * g[j][block].norm()
             assert abs(measured.inner[block][k] - (g[i][block] * g[j][block]).sum()) < EXACT * scale
-            assert measured.difference_norm[block][k] == pytest.approx((g[i][block] - g[j][block]).norm().item(), rel=EXACT)
+            assert measured.difference_norm[block][k] == pytest.approx(
+                (g[i][block] - g[j][block]).norm().item(), rel=EXACT
+            )
         for i in range(len(rows)):
             scale = g[i][block].norm() * centre.norm()
             assert abs(measured.reference_dot[block][i] - (g[i][block] * centre).sum()) < EXACT * scale

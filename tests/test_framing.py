@@ -14,7 +14,7 @@ from graddiag.statistics import smallest_p
 
 
 @pytest.mark.parametrize("projection", ["logra", "exact"])
-def test_framing_is_that_of_the_differences_of_pairs_as_one_vector(projection: str):
+def test_framing_is_that_of_the_differences_of_pairs_as_one_vector(projection: str) -> None:
     tables = four_tables(replace(RECIPE, projection=projection), exact=False)
     left, right, safety = (tables[k].projected() for k in ("left", "right", "safety"))
     clusters = tables["left"].signals.clusters
@@ -33,16 +33,26 @@ def test_framing_is_that_of_the_differences_of_pairs_as_one_vector(projection: s
 
 
 @pytest.mark.parametrize(("dim", "clusters"), [(4, 16), (24, 16), (4, 6)])
-def test_the_p_of_framing_is_the_same_from_rows_and_from_products(dim: int, clusters: int):
+def test_the_p_of_framing_is_the_same_from_rows_and_from_products(dim: int, clusters: int) -> None:
     recipe = Recipe(n=16, size=24, dim=dim, clusters=clusters, blocks=BLOCKS[:1])
     got = framing(compared(*random_pair(recipe)))
     assert got.blocks[BLOCKS[0]].p == pytest.approx(got.overall.p, abs=2e-4)
 
 
-def test_a_framing_that_always_pushes_the_same_way_is_as_consistent_as_there_are_pairs():
+def test_a_framing_that_always_pushes_the_same_way_is_as_consistent_as_there_are_pairs() -> None:
     full = draw(RECIPE, 1)
     pushed = {b: g + 0.1 for b, g in full.items()}
     got = framing(compared(table_of(pushed), table_of(full, name="right")))
     assert got.overall.consistency == pytest.approx(12)
     assert got.overall.p == smallest_p(4)
     assert "framing/safety_cosine" not in got.summary()
+
+
+def test_framings_that_cancel_point_nowhere() -> None:
+    base, pushed = draw(RECIPE, 1), draw(RECIPE, 2)
+    full = {b: g.copy() for b, g in base.items()}
+    for b, g in full.items():
+        g[0::4], g[1::4] = g[0::4] + pushed[b][0::4], g[1::4] - pushed[b][0::4]
+    got = framing(compared(table_of(full), table_of(base, name="right")), four_tables()["safety"].signals)
+    assert got.overall.consistency == pytest.approx(0, abs=1e-12)
+    assert got.summary()["framing/safety_cosine"] is None

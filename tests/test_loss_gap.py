@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import reference_statistics as slow
 from scipy import stats
-from tables import RECIPE, compared, draw, random_pair, table_of, taken
+from tables import RECIPE, changed, compared, draw, random_pair, table_of, taken
 
 from graddiag.analyzers import loss_gap
 from graddiag.statistics import smallest_p
 
 
-def test_the_loss_gap_is_that_of_the_pairs_and_the_means_are_those_of_the_sides():
+def test_the_loss_gap_is_that_of_the_pairs_and_the_means_are_those_of_the_sides() -> None:
     left, right = random_pair(RECIPE)
     right = taken(right, range(2, 12))
     got = loss_gap(compared(left, right))
@@ -31,7 +31,7 @@ def test_the_loss_gap_is_that_of_the_pairs_and_the_means_are_those_of_the_sides(
     assert (got.n_pairs, got.n_clusters, got.n_identical) == (10, 4, 10)
 
 
-def test_a_constant_gap_has_no_effect_size_but_the_smallest_p():
+def test_a_constant_gap_has_no_effect_size_but_the_smallest_p() -> None:
     left = table_of(draw(RECIPE, 1), loss=[1.0 + 0.1 * i for i in range(12)])
     right = table_of(draw(RECIPE, 2), name="right", loss=[0.7 + 0.1 * i for i in range(12)])
     got = loss_gap(compared(left, right))
@@ -40,7 +40,7 @@ def test_a_constant_gap_has_no_effect_size_but_the_smallest_p():
     assert (got.mean.low, got.mean.high) == pytest.approx((0.3, 0.3))
 
 
-def test_gaps_by_token_use_the_pairs_with_the_same_tokens_that_reach_the_position():
+def test_gaps_by_token_use_the_pairs_with_the_same_tokens_that_reach_the_position() -> None:
     left, right = random_pair(replace(RECIPE, n=14))
     other = (np.array([7, 7, 7]), *right.signals.target_ids[1:])
     right = changed(right, lambda s: replace(s, target_ids=other))

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference_statistics as slow
-from tables import BLOCKS, RECIPE, draw, random_pair, random_table, table_of, taken
+from tables import BLOCKS, RECIPE, changed, draw, random_pair, random_table, table_of, taken
 
 from graddiag.analyzers import cosine_matrix, gram
 from graddiag.errors import DataError, UsageError
 
 
-def test_the_gram_matrix_holds_the_finite_rows_of_all_tables_in_order():
+def test_the_gram_matrix_holds_the_finite_rows_of_all_tables_in_order() -> None:
     left, right = random_pair(RECIPE)
     left = changed(left, lambda s: replace(s, finite=np.arange(12) != 3))
     total = sum(gram((left.signals, right.signals), b) for b in BLOCKS)
@@ -21,14 +21,14 @@ def test_the_gram_matrix_holds_the_finite_rows_of_all_tables_in_order():
     assert total == pytest.approx(np.array([[a @ b for b in rows] for a in rows]))
 
 
-def test_long_rows_of_single_precision_are_multiplied_in_double():
+def test_long_rows_of_single_precision_are_multiplied_in_double() -> None:
     full = {"a": np.random.default_rng(1).normal(size=(3, 20_000)).astype(np.float32)}
     table = table_of(full, projection="exact").signals
     wide = full["a"].astype(np.float64)
     assert gram((table,), "a") == pytest.approx(wide @ wide.T, rel=1e-12)
 
 
-def test_the_matrix_is_ordered_by_side_cluster_and_id():
+def test_the_matrix_is_ordered_by_side_cluster_and_id() -> None:
     left, right = random_pair(RECIPE)
     right = taken(right, np.random.default_rng(1).permutation(12))
     got = cosine_matrix([left.signals, right.signals])
@@ -42,7 +42,7 @@ def test_the_matrix_is_ordered_by_side_cluster_and_id():
     assert got.values == pytest.approx(np.array([[slow.cos(a, b) for b in rows] for a in rows]))
 
 
-def test_a_matrix_of_many_rows_shows_evenly_spaced_ones_and_says_so():
+def test_a_matrix_of_many_rows_shows_evenly_spaced_ones_and_says_so() -> None:
     left, right = random_pair(replace(RECIPE, n=21, clusters=1))
     got = cosine_matrix([left.signals, taken(right, range(4)).signals], limit=5)
     ordered = sorted(left.signals.ids)
@@ -51,7 +51,7 @@ def test_a_matrix_of_many_rows_shows_evenly_spaced_ones_and_says_so():
     assert got.selection == ("left: 5 of 21 rows, evenly spaced",)
 
 
-def test_a_zero_row_of_the_matrix_is_undefined_and_a_broken_row_is_not_in_it():
+def test_a_zero_row_of_the_matrix_is_undefined_and_a_broken_row_is_not_in_it() -> None:
     full = draw(RECIPE, 1)
     for g in full.values():
         g[2] = 0
@@ -63,7 +63,7 @@ def test_a_zero_row_of_the_matrix_is_undefined_and_a_broken_row_is_not_in_it():
     assert np.isnan(got.values).sum() == 21
 
 
-def test_a_matrix_of_nothing_is_refused():
+def test_a_matrix_of_nothing_is_refused() -> None:
     left, right = random_pair(RECIPE)
     other = random_table(replace(RECIPE, dim=8)).signals
     with pytest.raises(DataError, match="no table to compare"):

@@ -85,9 +85,9 @@ def test_a_probe_tells_projections_apart():
 
 
 def test_wrong_kinds_and_sizes_are_refused_with_what_to_use():
-    with pytest.raises(UsageError, match="no projection 'fancy'. Allowed: exact, logra"):
+    with pytest.raises(UsageError, match=r"no projection 'fancy'. Allowed: exact, logra"):
         make_projector("fancy", 256, 0)
-    with pytest.raises(UsageError, match="'sjlt' is not there yet. Use exact or logra"):
+    with pytest.raises(UsageError, match=r"'sjlt' is not there yet. Use exact or logra"):
         make_projector("sjlt", 256, 0)
-    with pytest.raises(UsageError, match="200 is not a square.*Use 196"):
+    with pytest.raises(UsageError, match=r"200 is not a square.*Use 196"):
         make_projector("logra", 200, 0)

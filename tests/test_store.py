@@ -6,23 +6,26 @@ import errno
 import json
 import os
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from tables import Recipe, products_of, random_pair, random_table, with_reference
 from test_signals import same
 
-from graddiag import store
+from graddiag import files, store
 from graddiag.errors import DataError, ResourceError
 
 
 def manifest_of(table):
-    return store.describe(table.space, table.provenance, table.reference, list(zip(table.ids, table.digests, strict=True)))
+    return store.describe(
+        table.space, table.provenance, table.reference, list(zip(table.ids, table.digests, strict=True))
+    )
 
 
 def write(path, table, borders):
     store.prepare({path: manifest_of(table)})
-    for n, (a, b) in enumerate(zip(borders, borders[1:], strict=False)):
+    for n, (a, b) in enumerate(pairwise(borders)):
         store.commit(n, {path: table.take(range(a, b))})
 
 
@@ -68,7 +71,7 @@ def test_a_changed_row_model_or_option_is_never_served_from_old_shards(tmp_path,
 def test_an_interrupted_table_is_refused_until_it_is_whole(tmp_path):
     table = random_table(Recipe(n=6)).signals
     write(tmp_path, table, [0, 2, 4])
-    with pytest.raises(DataError, match="holds 4 of 6 rows.*interrupted"):
+    with pytest.raises(DataError, match=r"holds 4 of 6 rows.*interrupted"):
         store.read_signals(tmp_path)
     assert store.prepare({tmp_path: manifest_of(table)}) == 2
     assert store.done_ids(tmp_path) == list(table.ids[:4])
@@ -130,7 +133,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(ResourceError, match=r"disk is full.*finished shards are kept") as caught:
         store.commit(1, {tmp_path: table.take([2, 3])})
     assert caught.value.exit_code == 4
@@ -143,7 +146,9 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
 
 def test_no_file_of_a_store_is_a_pickle_and_json_is_strict(tmp_path):
     table = random_table(Recipe(n=3)).signals
-    store.save_signals(tmp_path, replace(table, loss=np.array([1.0, np.nan, 2.0]), finite=np.array([True, False, True])))
+    store.save_signals(
+        tmp_path, replace(table, loss=np.array([1.0, np.nan, 2.0]), finite=np.array([True, False, True]))
+    )
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".parquet", ".safetensors"}
 
     def refuse(token):

@@ -1,0 +1,5 @@
+"""`python -m graddiag` is the command."""
+
+from graddiag.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""A PEFT adapter (LoRA and its kin) on the model that it was trained on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedModel
+
+from graddiag._checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Place, problems_named
+from graddiag.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model an adapter was trained on, as the adapter names it: built-in name, folder or hub id."""
+
+    name: str
+    revision: str | None
+
+
+def read_base(folder: Path) -> Base:
+    """What the adapter in the folder goes on.
+
+    Raises UsageError where PEFT is not installed, DataError where the folder is not complete.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError(f"{str(folder)!r} is an adapter; loading it needs PEFT: pip install 'graddiag[peft]'.")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise DataError(
+            f"The adapter folder {str(folder)!r} has no {ADAPTER_WEIGHTS}. "
+            "Save the adapter with save_pretrained, as safetensors."
+        )
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        name, revision = config["base_model_name_or_path"], config.get("revision")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{str(folder / ADAPTER_CONFIG)!r} is not a PEFT config: {error}.") from error
+    if not isinstance(name, str) or not name:
+        raise DataError(
+            f"The adapter in {str(folder)!r} does not say which model it goes on. Set base_model_name_or_path in its "
+            f"{ADAPTER_CONFIG} to a built-in name, a folder or a hub id."
+        )
+    return Base(name, revision or None)
+
+
+def put_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapter on it, not merged, frozen: a PeftModel, which forwards what a PreTrainedModel has.
+
+    Raises DataError where the adapter does not fit the model.
+    """
+    from peft import PeftModel
+
+    with (
+        problems_named(Place(str(folder), folder), "Was the adapter trained on this model?"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's way of calling transformers
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be as if untrained
+        return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(folder)))

@@ -1,0 +1,127 @@
+"""A whole job measured and saved, shard by shard, so that it can be stopped and continued."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from graddiag.errors import GraddiagError
+from graddiag.extraction import BATCH_TOKENS, Chunk, Job, stream
+from graddiag.extractor import Extractor
+from graddiag.files import Json
+from graddiag.interrupt import Interrupted, deferred_stop
+from graddiag.mean_gradient import KnownMean, MeanGradient, forget_means, load_mean, save_mean
+from graddiag.progress import Progress
+from graddiag.signals import PairProducts, Signals
+from graddiag.store import commit, describe, done_ids, prepare, read_pairs, read_signals
+
+SHARD_ROWS = 512
+SHARD_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is saved: a folder per set, one for the products of pairs, and one for its mean gradient, if
+    wanted."""
+
+    tables: tuple[Path, ...]
+    pairs: Path | None = None
+    mean: Path | None = None
+
+    @property
+    def stores(self) -> tuple[Path, ...]:
+        """All folders that hold shards."""
+        return (*self.tables, self.pairs) if self.pairs else self.tables
+
+
+def measure(
+    extractor: Extractor,
+    job: Job,
+    place: Place,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    known: KnownMean | None = None,
+    overwrite: bool = False,
+    quiet: bool = True,
+) -> tuple[Chunk, KnownMean | None]:
+    """The whole job, saved shard by shard; what an interrupted run has left there is not computed again.
+
+    A shard is closed after 512 rows or 60 seconds, and at an interrupt with the rows that are done. With
+    `place.mean`, the
+    mean gradient of the (only) set is kept too and returned. Raises DataError where the folders hold something else.
+    """
+    manifests = _manifests(extractor, job, place, known)
+    shards = prepare(manifests, overwrite=overwrite)
+    mean = load_mean(place.mean, place.tables[0].name, shards) if place.mean and shards else None
+    if place.mean and mean is None:
+        mean = MeanGradient()
+        shards = prepare(manifests, overwrite=True)
+    todo = job.without(set(done_ids(place.tables[0])) | set(done_ids(place.tables[-1])))
+    progress = Progress(" and ".join(s.name for s in job.sets), todo.tokens, quiet=quiet)
+    chunks = stream(
+        extractor,
+        todo,
+        batch_tokens=batch_tokens,
+        exact_pairs=place.pairs is not None,
+        known=known,
+        mean=mean,
+        progress=progress,
+    )
+    _save(chunks, place, mean, shards)
+    progress.finish()
+    whole = Chunk(tuple(read_signals(p) for p in place.tables), read_pairs(place.pairs) if place.pairs else _NO_PAIRS)
+    return whole, mean.known(whole.tables[0]) if mean else None
+
+
+_NO_PAIRS = PairProducts((), {}, {})
+
+
+def _save(chunks: Iterator[Chunk], place: Place, mean: MeanGradient | None, shards: int) -> None:
+    """Commits chunks as shards; the sum of gradients is written first, so that it always belongs to whole shards."""
+    pending: list[Chunk] = []
+    started = time.monotonic()
+
+    def close() -> None:
+        nonlocal shards, pending, started
+        if not pending:
+            return
+        chunk = Chunk.concat(pending)
+        if mean and place.mean:
+            save_mean(place.mean, place.tables[0].name, mean, shards + 1)
+        tables: dict[Path, Signals | PairProducts] = dict(zip(place.tables, chunk.tables, strict=True))
+        commit(shards, tables | {place.pairs: chunk.pairs} if place.pairs else tables)
+        shards += 1
+        pending, started = [], time.monotonic()
+        if place.mean:
+            forget_means(place.mean, place.tables[0].name, but=shards)
+
+    try:
+        with deferred_stop() as stop:
+            for chunk in chunks:
+                pending.append(chunk)
+                rows = sum(len(t) for c in pending for t in c.tables)
+                if stop.number or rows >= SHARD_ROWS or time.monotonic() - started > SHARD_SECONDS:
+                    close()
+                if stop.number:
+                    raise Interrupted(stop.number)
+    except (KeyboardInterrupt, GraddiagError):
+        if mean is None:  # in the middle of a batch its sum is neither with nor without that batch
+            close()
+        raise
+    close()
+
+
+def _manifests(extractor: Extractor, job: Job, place: Place, known: KnownMean | None) -> dict[Path, Json]:
+    reference = known.reference if known else None
+    out = {}
+    for one, path in zip(job.sets, place.tables, strict=True):
+        rows = [(r.id, r.digest) for r in one.rows]
+        out[path] = describe(extractor.space, extractor.provenance(one.name), reference, rows)
+    if place.pairs:
+        names = " and ".join(s.name for s in job.sets)
+        both = [(job.rows[u[0]], job.rows[u[1]]) for u in job.units if len(u) == 2]
+        rows = [(a.id, f"{a.digest} {b.digest}") for a, b in both]
+        out[place.pairs] = describe(extractor.space, extractor.provenance(names), None, rows)
+    return out

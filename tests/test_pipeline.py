@@ -1,0 +1,247 @@
+"""The whole path on the tiny model: resume, refuse, report again, exact against projected."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import graddiag
+from graddiag import extraction
+from graddiag.data import read_set
+from graddiag.errors import DataError, UsageError
+from graddiag.interrupt import Interrupted
+from graddiag.models import load_model
+from graddiag.pipeline import compare, extract_to, plan_compare
+from graddiag.reporting import report
+from graddiag.store import read_signals, verify_all
+
+KEYS = """
+    pairs/n pairs/identical pairs/clusters loss/left loss/right
+    loss_gap/mean loss_gap/low loss_gap/high loss_gap/p loss_gap/effect_size
+    conflict/paired_cosine conflict/low conflict/high conflict/p conflict/negative_fraction
+    conflict/within_left conflict/within_right conflict/across
+    conflict/mean_gradient_cosine conflict/mean_gradient_cosine_corrected
+    framing/consistency framing/p framing/safety_cosine framing/safety_cosine/low framing/safety_cosine/high
+    alignment/left alignment/right alignment/difference alignment/difference/low alignment/difference/high
+    alignment/difference/p alignment/control:benign projection/error
+"""
+SMALL = ["*.mlp.down_proj", "*.self_attn.q_proj"]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny")
+
+
+def rows_of(name, n, *, words=120):
+    """The first built-in rows with answers cut short, as plain dicts."""
+    out = []
+    for e in read_set(name, limit=n).examples:
+        messages = [{"role": m.role, "content": m.content[:words]} for m in e.messages]
+        out.append({"id": e.id, "cluster": e.cluster, "messages": messages})
+    return out
+
+
+def run(out, tiny, n=6, **more):
+    model, tokenizer = tiny
+    given = {
+        "safety": rows_of("safety", 4),
+        "controls": {"benign": rows_of("benign", 3)},
+        "blocks": SMALL,
+        "dim": 16,
+        "figures": False,
+        **more,
+    }
+    left, right = (
+        given.pop("left", None) or rows_of("insecure", n),
+        given.pop("right", None) or rows_of("educational", n),
+    )
+    return compare(left, right, model=model, tokenizer=tokenizer, out=out, **given)
+
+
+def test_every_key_of_the_interface_is_in_the_summary(tmp_path, tiny):
+    found = run(tmp_path, tiny).summary()
+    assert [k for k in KEYS.split() if k not in found] == []
+    assert found["pairs/n"] == found["pairs/identical"] == 6
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["summary"] == found
+    assert {report["kinds"][k] for k in ("conflict/paired_cosine", "alignment/left")} == {"exact"}
+    assert {report["kinds"][k] for k in ("conflict/across", "framing/p")} == {"projected"}
+
+
+def test_exact_numbers_are_those_of_whole_gradients(tmp_path, tiny):
+    model, tokenizer = tiny
+    result = run(tmp_path, tiny)
+    sets = {"left": rows_of("insecure", 6), "right": rows_of("educational", 6), "safety": rows_of("safety", 4)}
+    whole = {}
+    for role, rows in sets.items():
+        signals = graddiag.extract(model, tokenizer, rows, blocks=SMALL, projection="exact")
+        whole[role] = np.concatenate([signals.gradients[b] for b in signals.blocks], axis=1).astype(np.float64)
+    unit = {k: v / np.linalg.norm(v, axis=1, keepdims=True) for k, v in whole.items()}
+    safe = whole["safety"].mean(0) / np.linalg.norm(whole["safety"].mean(0))
+    found = result.summary()
+    assert found["conflict/paired_cosine"] == pytest.approx((unit["left"] * unit["right"]).sum(1).mean(), abs=1e-5)
+    for side in ("left", "right"):
+        assert found[f"alignment/{side}"] == pytest.approx((unit[side] @ safe).mean(), abs=1e-5)
+    exact = run(tmp_path / "exact", tiny, projection="exact").summary()
+    assert exact["projection/error"] == 0
+    d = whole["left"] - whole["right"]
+    wanted = np.linalg.norm(d.sum(0)) ** 2 / (d**2).sum()
+    assert exact["framing/consistency"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_same_call_again_measures_nothing_and_says_the_same(tmp_path, tiny, monkeypatch):
+    first = run(tmp_path, tiny)
+    monkeypatch.setattr(extraction.Extractor, "measure", lambda *_, **__: pytest.fail("measured again"))
+    again = run(tmp_path, tiny)
+    assert again.summary() == first.summary()
+    assert report(tmp_path, figures=False).summary() == first.summary()
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_an_interrupted_run_continues_to_the_same_numbers(tmp_path, tiny, monkeypatch, after):
+    straight = run(tmp_path / "straight", tiny, batch_tokens=500)
+    calls = []
+    measure = extraction.Extractor.measure
+
+    def stop(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return measure(self, *args, **kwargs)
+
+    monkeypatch.setattr(extraction.Extractor, "measure", stop)
+    with pytest.raises(Interrupted) as caught:
+        run(tmp_path / "broken", tiny, batch_tokens=500)
+    assert caught.value.number == signal.SIGINT
+    with pytest.raises(DataError, match="not a finished run"):
+        report(tmp_path / "broken")
+    so_far = len(calls)
+    continued = run(tmp_path / "broken", tiny, batch_tokens=500)
+    for key, value in straight.summary().items():
+        assert continued.summary()[key] == pytest.approx(value, abs=1e-5, nan_ok=True), key
+    calls_twice = len(calls) - so_far
+    calls.clear()
+    monkeypatch.setattr(extraction.Extractor, "measure", lambda s, *a, **k: calls.append(1) or measure(s, *a, **k))
+    run(tmp_path / "count", tiny, batch_tokens=500)
+    assert so_far + calls_twice == len(calls), "nothing finished was measured again"
+
+
+def test_another_set_of_equal_length_and_type_is_not_served_from_old_shards(tmp_path, tiny):
+    run(tmp_path, tiny)
+    changed = rows_of("insecure", 6)
+    words = changed[2]["messages"][0]["content"]
+    changed[2]["messages"][0]["content"] = words[:-1] + ("x" if words[-1] != "x" else "y")
+    with pytest.raises(DataError, match=r"(?s)something else.*rows.*--overwrite"):
+        run(tmp_path, tiny, left=changed)
+    run(tmp_path, tiny, left=changed, overwrite=True)
+
+
+def test_changed_weights_are_noticed(tmp_path):
+    model, tokenizer = load_model("tiny")
+    run(tmp_path, (model, tokenizer))
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    with pytest.raises(DataError, match=r"provenance\.weights"):
+        run(tmp_path, (model, tokenizer))
+
+
+def test_saved_signals_are_sets_and_other_spaces_are_refused_before_anything_runs(tmp_path, tiny, monkeypatch):
+    model, tokenizer = tiny
+    how = {"model": model, "tokenizer": tokenizer, "blocks": SMALL, "quiet": True}
+    a, left = extract_to(rows_of("insecure", 5), out=tmp_path / "a", dim=16, **how)
+    b, _ = extract_to(rows_of("educational", 5), out=tmp_path / "b", dim=16, **how)
+    other, _ = extract_to(rows_of("educational", 5), out=tmp_path / "other", dim=4, **how)
+    result = compare(str(a), b, out=tmp_path / "run", figures=False)
+    assert result.summary()["pairs/n"] == 5
+    assert result.findings.kinds()["conflict/paired_cosine"] == "projected"
+    assert read_signals(tmp_path / "run" / "left").ids == left.ids
+    with pytest.raises(DataError, match=r"(?s)dim: 16  \|  4"):
+        compare(a, other, out=tmp_path / "no", figures=False)
+    monkeypatch.setattr(extraction.Extractor, "measure", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(DataError, match=r"(?s)dim: 16  \|  64"):
+        compare(a, rows_of("educational", 5), out=tmp_path / "no", dim=64, **how)
+
+
+def test_rows_come_back_in_the_order_given_whatever_their_length(tiny):
+    model, tokenizer = tiny
+    rows = [{"id": f"{n}", "prompt": "hello", "completion": "x" * n} for n in (50, 3, 20, 1, 34)]
+    signals = graddiag.extract(model, tokenizer, rows, blocks=SMALL, batch_tokens=80)
+    assert signals.ids == ("50", "3", "20", "1", "34")
+    alone = graddiag.extract(model, tokenizer, rows[2:3], blocks=SMALL)
+    assert signals.loss[2] == pytest.approx(alone.loss[0], rel=1e-5)
+
+
+def test_too_many_rows_that_are_not_finite_are_an_error_and_are_named(tmp_path):
+    model, tokenizer = load_model("tiny")
+    rows = rows_of("insecure", 6)
+    rows[3]["messages"][0]["content"] = "\u00ff"
+    token = tokenizer("\u00ff", add_special_tokens=False)["input_ids"][0]
+    model.model.embed_tokens.register_forward_hook(
+        lambda _, args, out: out.masked_fill((args[0] == token).unsqueeze(-1), float("nan"))
+    )
+    clean = run(tmp_path / "clean", (model, tokenizer))
+    with pytest.raises(DataError, match=rf"1 of 6 rows .* not finite \(ids {rows[3]['id']}\).*--max-nonfinite"):
+        run(tmp_path / "bad", (model, tokenizer), left=rows)
+    allowed = run(tmp_path / "bad", (model, tokenizer), left=rows, max_nonfinite=0.5)
+    assert allowed.summary()["pairs/n"] == 5
+    assert any("not finite" in w for w in allowed.report.warnings)
+    assert clean.summary()["pairs/n"] == 6
+
+
+def test_a_plan_writes_nothing_and_counts_what_a_run_has(tmp_path, tiny, monkeypatch):
+    model, tokenizer = tiny
+    monkeypatch.chdir(tmp_path)
+    cost = plan_compare(rows_of("insecure", 6), rows_of("educational", 6), safety=rows_of("safety", 4), model=model,
+                        tokenizer=tokenizer, blocks=SMALL, dim=16)  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+    assert cost.rows == {"left": 6, "right": 6, "safety": 4}
+    result = run(tmp_path / "run", tiny, controls={})
+    comparison = result.findings.comparison
+    assert cost.tokens["left"] == comparison.left.length.sum()
+    assert cost.targets["right"] == comparison.right.n_tokens.sum()
+    used = sum(p.stat().st_size for p in (tmp_path / "run").rglob("*.safetensors"))
+    assert used / 3 < cost.disk < used * 3
+
+
+def test_every_saved_folder_of_a_run_verifies(tmp_path, tiny):
+    run(tmp_path, tiny)
+    checked = verify_all(tmp_path)
+    assert {p.name for p in checked} == {"left", "right", "pairs", "safety", "control-benign"}
+    assert not any(checked.values())
+    shard = tmp_path / "safety" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "broken" in verify_all(tmp_path)[tmp_path / "safety"][0]
+
+
+def test_projected_pairs_and_centring_are_options_that_the_report_names(tmp_path, tiny):
+    projected = run(tmp_path / "a", tiny, pairs="projected")
+    assert projected.findings.kinds()["conflict/paired_cosine"] == "projected"
+    assert not (tmp_path / "a" / "pairs").exists()
+    centered = run(tmp_path / "b", tiny, center=True)
+    assert centered.summary()["conflict/forced"] < 0
+    with pytest.raises(UsageError, match=r"no --pairs 'both'\. Allowed: exact, projected"):
+        run(tmp_path / "c", tiny, pairs="both")
+
+
+def test_a_model_object_needs_its_tokenizer(tiny):
+    with pytest.raises(UsageError, match="needs its tokenizer"):
+        compare(rows_of("insecure", 2), rows_of("educational", 2), model=tiny[0])
+
+
+def test_a_comparison_of_two_models_says_that_both_differ(tmp_path, tiny):
+    model, tokenizer = load_model("tiny")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.1)
+    how = {"tokenizer": tokenizer, "blocks": SMALL, "dim": 16}
+    a, _ = extract_to(rows_of("insecure", 5), model=tiny[0], out=tmp_path / "a", **how)
+    b, _ = extract_to(rows_of("educational", 5), model=model, out=tmp_path / "b", **how)
+    result = compare(a, b, out=tmp_path / "run", figures=False)
+    assert any("both data and model" in w for w in result.report.warnings)
+    assert replace(result.findings).comparison.differs == ("data", "model")
