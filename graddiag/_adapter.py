@@ -61,4 +61,4 @@ def put_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     ):
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's way of calling transformers
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be as if untrained
-        return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(folder)))
+        return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(folder), torch_device="cpu"))

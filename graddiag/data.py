@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from numbers import Number
@@ -18,6 +18,7 @@ __all__ = ["BUILT_IN_SETS", "BuiltInSet", "Example", "ExampleSet", "Message", "S
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _TARGET_ROLE = "assistant"
+_USED = ("role", "content")
 _QUOTE = 60  # characters of a data set's text that an error message shows
 _COLUMNS = 20  # column names that an error message lists
 _EXAMPLES_OF_SKIPS = 3
@@ -175,23 +176,26 @@ def _read(row: Row | Unreadable, number: int, column: str | None, modulus: int |
     turns = _turns(row)
     messages = tuple(_message(turn, k) for k, turn in enumerate(turns))
     _check_answer(messages)
-    unused = frozenset(str(k) for t in turns if isinstance(t, Mapping) for k, v in t.items() if k not in _USED and v)
+    unused = frozenset(k for turn in turns if isinstance(turn, Mapping) for k in _unused(turn))
     example = Example(own, own if group is None else group, messages)
     return _Read(example, given is not None, group is not None, unused)
 
 
-_USED = ("role", "content")
+def _unused(turn: Row) -> list[str]:
+    """Keys of a message that hold something and are not read."""
+    held = {k: v for k, v in turn.items() if k not in _USED and v is not None}
+    return [str(k) for k, v in held.items() if not isinstance(v, Sized) or len(v)]
 
 
 def _label(row: Row, column: str) -> str | None:
     """The text or number in a column as text; None where there is nothing in it."""
     value = row.get(column)
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if not isinstance(value, (str, Number)):
         raise BadRow(f"has {column!r} of type {type(value).__name__}; it must be a text or a number")
     _check_text(str(value), f"its {column!r}")
-    return str(value)
+    return str(value) or None
 
 
 def _turns(row: Row) -> Sequence[object]:

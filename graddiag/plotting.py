@@ -42,9 +42,7 @@ DPI = 200  # pixels per inch of a PNG, and of the matrix inside an SVG
 
 @singledispatch
 def _draw(result: object) -> Figure:
-    raise TypeError(
-        f"{type(result).__name__} has no figure: plot a CosineMatrix, Conflict, Framing, LossGap or Alignment."
-    )
+    raise TypeError(f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment have.")
 
 
 def plot(result: CosineMatrix | Conflict | Framing | LossGap | Alignment) -> Figure:
@@ -66,9 +64,9 @@ def render(figure: Figure, form: Literal["svg", "png"]) -> bytes:
 
 @_draw.register
 def _matrix(result: CosineMatrix) -> Figure:
-    figure = _figure(5.4, 4.9)
     rows = "; ".join(label(s, 60) for s in result.selection) or "all rows"
-    _title(figure, "Cosine of every row's gradient with every other", f"{rows}; by cluster within a set")
+    note = f"{rows}; by cluster within a set"
+    figure = _figure(5.4, 4.9, "Cosine of every row's gradient with every other", note)
     axes = figure.subplots()
     axes.set_facecolor("#bbbbbb")
     sns.heatmap(
@@ -77,8 +75,9 @@ def _matrix(result: CosineMatrix) -> Figure:
     )  # fmt: skip
     _mark_clusters(axes, result)
     ends = np.cumsum(result.shown)
-    axes.hlines(ends[:-1], 0, ends[-1], color=INK, linewidth=1)
-    axes.vlines(ends[:-1], 0, ends[-1], color=INK, linewidth=1)
+    for colour, width in (("white", 3), (INK, 1.2)):  # a black line alone is lost between dark cells
+        axes.hlines(ends[:-1], 0, ends[-1], color=colour, linewidth=width)
+        axes.vlines(ends[:-1], 0, ends[-1], color=colour, linewidth=width)
     middle = ends - np.array(result.shown) / 2
     limits = [int(np.clip(n / ends[-1] * MATRIX_LETTERS, 6, NAME_LENGTH)) for n in result.shown]
     names = [f"{label(name, k)}\n{n} rows" for name, k, n in zip(result.names, limits, result.shown, strict=True)]
@@ -123,11 +122,9 @@ def _by_layer(by_block: Mapping[str, Estimate], overall: Estimate, title: str, n
     shown = found[:MOST_PANELS]
     columns = min(PANELS_IN_A_ROW, max(len(shown), 1))
     rows = math.ceil(len(shown) / columns) or 1
-    figure = _figure(max(0.6 + 1.65 * columns, 4.4), 1.0 + 1.55 * rows)
     left_out = f"; {len(found) - len(shown)} kinds more in the table" if len(found) > len(shown) else ""
-    _title(
-        figure, title, f"{note}{left_out}; bars: 95 % intervals; grey: all blocks as one vector, {_interval(overall)}"
-    )
+    note += f"{left_out}; bars: 95 % intervals; grey: all blocks as one vector, {_interval(overall)}"
+    figure = _figure(max(0.6 + 1.65 * columns, 4.4), 1.0 + 1.55 * rows, title, note)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, panel in zip(grid.flat, shown, strict=False):
         _panel(axes, panel, by_block, overall)
@@ -159,10 +156,10 @@ def _panel(axes: Axes, panel: Panel, by_block: Mapping[str, Estimate], overall: 
 
 @_draw.register
 def _loss_gap(result: LossGap) -> Figure:
-    figure = _figure(WIDTH, max(3.2, 0.17 * min(result.n_clusters, MOST_STRIPS) + 1.4))
+    height = max(3.2, 0.17 * result.n_clusters + 1.4) if _has_strips(result) else 3.2
     same = f"{result.n_identical} of {result.n_pairs} pairs have the same target tokens"
     title = f"Loss of {label(result.left_name)} minus {label(result.right_name)}"
-    _title(figure, title, f"grey: mean over pairs, {_interval(result.mean)}; {same}")
+    figure = _figure(WIDTH, height, title, f"grey: mean over pairs, {_interval(result.mean)}; {same}")
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1), height_ratios=(3, 1))
     _gap_by_pair(figure.add_subplot(grid[:, 0]), result)
     above = figure.add_subplot(grid[0, 1])
@@ -179,7 +176,7 @@ def _gap_by_pair(axes: Axes, result: LossGap) -> None:
     if math.isfinite(result.mean.low):
         axes.axvspan(result.mean.low, result.mean.high, color=FAINT, alpha=0.25, linewidth=0)
     axes.axvline(result.mean.value, color=FAINT, linewidth=1)
-    if 1 < result.n_clusters <= min(MOST_STRIPS, result.n_pairs - 1):
+    if _has_strips(result):
         order = np.argsort([np.median(result.gap[result.clusters == c]) for c in range(result.n_clusters)])
         for y, c in enumerate(order):
             _dots(axes, result.gap[result.clusters == c], y, LEFT)
@@ -187,9 +184,13 @@ def _gap_by_pair(axes: Axes, result: LossGap) -> None:
         axes.set_ylabel("cluster, by its median")
     else:
         rank = np.arange(1, result.n_pairs + 1)
-        sns.scatterplot(x=np.sort(result.gap), y=rank, color=LEFT, s=12, alpha=0.65, linewidth=0, ax=axes)
+        sns.scatterplot(x=np.sort(result.gap), y=rank, color=LEFT, s=8, alpha=0.6, linewidth=0, ax=axes)
         axes.set_ylabel("pairs, by their gap")
     axes.set_xlabel("gap, nats/token")
+
+
+def _has_strips(result: LossGap) -> bool:
+    return 1 < result.n_clusters <= min(MOST_STRIPS, result.n_pairs - 1)
 
 
 def _gap_by_position(above: Axes, below: Axes, result: LossGap) -> None:
@@ -215,17 +216,15 @@ def _gap_by_position(above: Axes, below: Axes, result: LossGap) -> None:
 def _alignment(result: Alignment) -> Figure:
     estimates = {"left": result.overall.left, "right": result.overall.right}
     estimates |= {f"control:{name}": e for name, e in result.overall.controls.items()}
-    figure = _figure(WIDTH, 1.7 + 0.42 * len(estimates))
     kind = "exact" if result.exact else "projected"
     difference = f"left minus right over {len(result.ids)} pairs: {_interval(result.overall.difference)}"
-    note = (
-        f"below 0: to first order, a step raises the loss on safe answers; {kind}, given the safety set; {difference}"
-    )
-    _title(figure, f"Cosine of each row's gradient with the mean safety gradient ({label(result.safety_name)})", note)
+    note = f"below 0: to first order, a step raises the loss on safe answers; {kind}, given safety; {difference}"
+    title = f"Cosine of each row's gradient with the mean safety gradient ({label(result.safety_name)})"
+    figure = _figure(WIDTH, 1.7 + 0.42 * len(estimates), title, note)
     whole, enlarged = figure.subplots(1, 2, sharey=True)
-    _rows_with_safety(whole, result, list(estimates))
+    for axes in (whole, enlarged):
+        _rows_with_safety(axes, result, list(estimates))
     whole.set(xlim=(-1, 1), xticks=HALVES, title="on the whole range of a cosine")
-    _rows_with_safety(enlarged, result, list(estimates))
     for y, e in enumerate(estimates.values()):
         enlarged.hlines(y, e.low, e.high, color=INK, linewidth=2.2, zorder=5)
         enlarged.plot(e.value, y, marker="D", color="white", markeredgecolor=INK, markersize=5, zorder=6)
@@ -270,19 +269,17 @@ def _look() -> AbstractContextManager[None]:
     )
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _title(figure: Figure, title: str, note: str) -> None:
-    width = figure.get_figwidth()
+def _figure(width: float, height: float, title: str, note: str) -> Figure:
+    """An empty figure (sizes in inches) with a title above and a note below."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(textwrap.fill(title, int(width * TITLE_DENSITY)), x=0.01, ha="left", fontsize=10, fontweight="bold")
     figure.supxlabel(textwrap.fill(note, int(width * NOTE_DENSITY)), x=0.01, ha="left", fontsize=7.5, color=GREY)
+    return figure
 
 
 def _dots(axes: Axes, values: Float[np.ndarray, " n"], y: int, colour: str) -> None:
     """A strip of dots, spread by multiples of the golden ratio: even, and without random numbers."""
-    spread = 0.3 * (np.arange(len(values)) * 0.618034 % 1 - 0.5)
+    spread = 0.3 * (np.arange(1, len(values) + 1) * 0.618034 % 1 - 0.5)
     sns.scatterplot(x=values, y=y + spread, color=colour, s=8, alpha=0.6, linewidth=0, ax=axes)
 
 

@@ -16,11 +16,11 @@ from graddiag.comparison import Comparison
 from graddiag.errors import ResourceError, UsageError
 from graddiag.exhibits import NAMES as EXHIBITS
 from graddiag.exhibits import Exhibit, exhibits
+from graddiag.files import write_atomically
 from graddiag.page import Page, render_page
 from graddiag.plotting import plot, render
 from graddiag.rules import Setting
 from graddiag.signals import Signals
-from graddiag.store import write_atomically
 from graddiag.tables import Table, block_table, pair_table, row_table, summary_table, to_csv
 from graddiag.text import visible
 from graddiag.verdict import verdict

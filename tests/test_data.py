@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 
 from graddiag.data import Example, ExampleSet, Message, read_set
@@ -81,6 +82,16 @@ def test_parts_of_a_message_that_are_not_used_are_counted() -> None:
     tools = [{"role": "tool", "content": "3", "tool_calls": None, "name": "sum"}, USER, {**ANSWER, "thinking": "hm"}]
     (note,) = read_set([GOOD, {"messages": tools}]).notes
     assert note == "examples: 1 of 2 rows have parts of messages that are not used: name, thinking."
+
+
+def test_arrays_are_lists_as_a_data_frame_holds_them() -> None:
+    turns = np.array([{**USER, "tool_calls": np.array([])}, {**ANSWER, "tool_calls": np.array([1, 2])}], dtype=object)
+    found = read_set([{"messages": turns, "id": np.int64(7)}])
+    assert found.examples[0].messages == read_set([GOOD]).examples[0].messages
+    assert ids(found) == ["7"]
+    assert "not used: tool_calls." in found.notes[0]
+    with pytest.raises(DataError, match=r"row 0 .* has 'id' of type ndarray"):
+        read_set([{**GOOD, "id": np.array([1, 2])}])
 
 
 # Ids, clusters, limit

@@ -200,7 +200,7 @@ def test_an_svg_carries_no_date_and_its_letters_as_paths() -> None:
 
 
 def test_something_that_is_no_result_is_refused() -> None:
-    with pytest.raises(TypeError, match="float has no figure: plot a CosineMatrix"):
+    with pytest.raises(TypeError, match="float has no figure; CosineMatrix, Conflict"):
         plot(1.0)  # type: ignore[arg-type]
 
 

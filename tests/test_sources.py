@@ -161,6 +161,19 @@ def test_a_file_that_cannot_be_read_is_an_error_whatever_may_be_skipped(tmp_path
         read_set(write(tmp_path / name, content), skip_bad_rows=skip)
 
 
+def test_a_file_that_may_not_be_read_is_an_error_with_the_systems_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "x.jsonl", as_jsonl([GOOD]))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"x\.jsonl' cannot be read: Permission denied\. Check the file"):
+        read_set(path)
+
+
 # Names
 
 

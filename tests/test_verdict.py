@@ -192,9 +192,9 @@ def test_every_number_gets_a_word_and_a_claim_has_its_evidence(
     scale: Scale, numbers: list[float], hidden: list[bool], flags: tuple[bool, bool], error: float
 ) -> None:
     low, value, high = sorted(numbers[:3])
-    defined = [math.nan if hide else x for hide, x in zip(hidden, (value, low, high), strict=True)]
+    value, low, high = (math.nan if hide else x for hide, x in zip(hidden, (value, low, high), strict=True))
     p, strangers = numbers[3:]
-    e = Evidence(scale, *defined, abs(p), error, strangers, *flags)
+    e = Evidence(scale, value, low, high, abs(p), error, strangers, *flags)
     word = judge(e).word
     assert word == "not measurable" or not hidden[0]
     if word in {"conflict", "opposed"}:
