@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 
 import graddiag
 
 PER_CLUSTER = 4
-FIGURE = "conflict_by_layer"
+FIGURE = "alignment"
 
 
 def first_of_each_cluster(source: Path, target: Path) -> None:
@@ -46,7 +45,6 @@ def main() -> None:
     chosen.mkdir(parents=True, exist_ok=True)
     for name in ("insecure", "educational"):
         first_of_each_cluster(given.data / f"{name}.jsonl", chosen / f"{name}.jsonl")
-    start = time.monotonic()
     result = graddiag.compare(
         str(chosen / "insecure.jsonl"),
         str(chosen / "educational.jsonl"),
@@ -56,7 +54,6 @@ def main() -> None:
         out=run,
         quiet=False,
     )
-    seconds = time.monotonic() - start
     figures = Path("figures")
     for suffix in ("svg", "png"):
         shutil.copy(run / "figures" / f"{FIGURE}.{suffix}", figures / f"{given.name}.{suffix}")
@@ -64,9 +61,8 @@ def main() -> None:
     kept = {k: report[k] for k in ("summary", "kinds", "verdict", "warnings")}
     kept["command"] = f"python experiments/real_pairs.py DATA_DIR --model {given.model}"
     kept["provenance"] = report["provenance"]
-    kept["seconds"] = round(seconds, 1)
     (figures / f"{given.name}.json").write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print("\n".join([*result.report.verdict, *result.report.warnings, f"{seconds:.0f} s"]))
+    print("\n".join([*result.report.verdict, *result.report.warnings]))
 
 
 if __name__ == "__main__":

@@ -43,10 +43,9 @@ class Recorder:
     batch.
 
     The graph starts at the output of the lowest block: where a block's output needs no gradient yet, it becomes a
-    leaf, so
-    the backward pass never goes below it. A module that is called several times in one forward pass is handed over
-    with its
-    calls one after the other along the tokens; their gradients add up. Hooks live only inside the `with` block.
+    leaf, so the backward pass never goes below it. A module that is called several times in one forward pass is
+    handed over with its calls one after the other along the tokens; their gradients add up. Hooks live only inside
+    the `with` block.
     """
 
     def __init__(self, blocks: Sequence[LinearBlock], consume: Consume, *, batch: int, tokens: int) -> None:

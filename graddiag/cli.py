@@ -20,6 +20,7 @@ from graddiag import __version__
 from graddiag.errors import GraddiagError
 from graddiag.interrupt import Interrupted
 from graddiag.options import AGAINST, MEASURE, MODEL, OUTPUT, SAVE, Threshold, against, refuse_missing, together
+from graddiag.text import visible
 
 if TYPE_CHECKING:
     from graddiag.reporting import Result
@@ -136,7 +137,8 @@ def extract(
     """Signals of one SET, saved."""
     from graddiag.pipeline import extract_to
 
-    path, signals = extract_to(set_name, blocks=blocks or None, quiet=quiet, **settings)  # type: ignore[arg-type]
+    found = extract_to(set_name, blocks=blocks or None, quiet=quiet, **settings)  # type: ignore[arg-type]
+    signals = found.signals
     good = signals.loss[signals.finite]
     summary: dict[str, float | None] = {
         "rows": len(signals),
@@ -146,7 +148,9 @@ def extract(
         "loss": float(good.mean()),
     }
     text = "\n".join(f"{k}: {v:g}" for k, v in summary.items())
-    _print(summary, f"{text}\nSignals: {path}", as_json=as_json)
+    for warning in found.warnings:
+        click.echo(f"Warning: {visible(warning)}", err=True)
+    _print(summary, f"{text}\nSignals: {found.out}", as_json=as_json)
     return _cross(thresholds, summary)
 
 
@@ -175,7 +179,7 @@ def plan(
 
     chosen, controls = against(left, right, safety, control)
     cost = plan_compare(left, right, safety=chosen, controls=controls, blocks=blocks or None, **settings)  # type: ignore[arg-type]
-    _print(cost.summary(), str(cost), as_json=as_json)
+    _print(cost.summary(), "\n".join(cost.lines()), as_json=as_json)
     return _cross(thresholds, cost.summary())
 
 

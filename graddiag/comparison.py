@@ -17,8 +17,7 @@ class Comparison:
 
     `left_index[p]` and `right_index[p]` are the rows of pair p, `clusters[p]` is the number of its cluster (named in
     `cluster_names`), `identical[p]` says whether both members have the same target tokens. `pairs` holds exact
-    products of the
-    pairs where they were computed, in the order of the pairs here.
+    products of the pairs where they were computed, in the order of the pairs here.
 
     Raises DataError where the spaces differ, or no row is left on a side.
     """
@@ -93,18 +92,7 @@ class Comparison:
         out = []
         if self.differs == ("data", "model"):
             out.append("The two sides differ in both data and model: no difference can be put down to either alone.")
-        for side in (self.left, self.right):
-            bad, cut = int((~side.finite).sum()), int((side.n_cut > 0).sum())
-            if bad:
-                out.append(
-                    f"{side.provenance.data}: {bad} of {len(side)} rows have a loss or gradient that "
-                    "is not finite; they are in no statistic."
-                )
-            if cut:
-                out.append(
-                    f"{side.provenance.data}: the answers of {cut} of {len(side)} rows were cut at "
-                    f"their end to fit {side.space.max_length} tokens."
-                )
+        out += [*self.left.warnings, *self.right.warnings]
         for name, side, other in ((left, self.left, self.right), (right, self.right, self.left)):
             alone = len(set(side.ids) - set(other.ids))
             if alone:

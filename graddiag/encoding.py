@@ -58,7 +58,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """The rows of a set as tokens, at most `max_length` each; `notes` say what was cut or left out, counted."""
+    """The rows of a set as tokens, at most `max_length` each; `notes` say what was left out, counted."""
 
     name: str
     rows: tuple[Encoded, ...]
@@ -79,7 +79,7 @@ def encode(
 
     With target "answer", the targets are all tokens that follow the rendering of the other messages with
     `add_generation_prompt=True`; with "all", every token but the first. A row of more than `max_length` tokens loses
-    its end, and a note counts such rows; one whose prompt leaves no room for a target cannot be used.
+    its end (`n_cut`); one whose prompt leaves no room for a target cannot be used.
 
     Raises DataError for a tokenizer without chat template, for the first row that cannot be used (with `skip_bad_rows`
     they are left out, and a note counts them) and where no row is left; UsageError for an unknown target.
@@ -97,29 +97,24 @@ def encode(
         except BadRow as why:
             bad.add(f"row {shown(example.id)}", why)
     notes = bad.notes(len(rows))
-    n_cut = sum(r.n_cut > 0 for r in rows)
-    if n_cut:
-        count = f"{n_cut} of {len(rows)} rows were cut at their end to fit {max_length} tokens"
-        notes += (f"{visible(examples.name)}: the answers of {count}.",)
     return EncodedSet(examples.name, tuple(rows), notes, target, max_length)
 
 
 def match_targets(left: EncodedSet, right: EncodedSet) -> tuple[EncodedSet, EncodedSet]:
     """The two sets with equally many targets in every pair (rows of the same id) of which a member was cut.
 
-    The longer answer loses its end. Pairs that were not cut, and rows without a partner, stay as they are.
+    The longer answer loses its end. Pairs that were not cut, rows without a partner, and rows whose prompts are targets
+    too, stay as they are.
     """
+    if "all" in (left.target, right.target):
+        return left, right
     lefts, rights = {r.id: r for r in left.rows}, {r.id: r for r in right.rows}
     return _matched(left, rights), _matched(right, lefts)
 
 
 def _matched(one: EncodedSet, partners: dict[str, Encoded]) -> EncodedSet:
     rows = [_cut_like(r, partners[r.id]) if r.id in partners else r for r in one.rows]
-    changed = sum(a is not b for a, b in zip(rows, one.rows, strict=True))
-    if not changed:
-        return one
-    count = f"{changed} of {len(rows)} rows were cut to the length of their partners' answers"
-    return replace(one, rows=tuple(rows), notes=(*one.notes, f"{visible(one.name)}: the answers of {count}."))
+    return replace(one, rows=tuple(rows))
 
 
 def _cut_like(row: Encoded, partner: Encoded) -> Encoded:

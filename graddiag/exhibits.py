@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 
-from graddiag.analyzers import Alignment, Conflict, CosineMatrix, Framing, LossGap
+from graddiag.analyzers import Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap
 from graddiag.tables import Table, alignment_table, layer_table, matrix_table, position_table
 from graddiag.text import visible
 
@@ -25,13 +26,19 @@ class Exhibit:
 
 
 def exhibits(
-    loss_gap: LossGap, matrix: CosineMatrix, conflict: Conflict, framing: Framing, alignment: Alignment | None
+    *,
+    loss_gap: LossGap,
+    matrix: CosineMatrix,
+    conflict: Conflict,
+    framing: Framing,
+    alignment: Alignment | None,
+    audit: Audit,
 ) -> tuple[Exhibit, ...]:
     """The figures that these results allow; framing and alignment need a safety set."""
     sides = (visible(loss_gap.left_name), visible(loss_gap.right_name))
-    out = [_loss_gap(loss_gap, *sides), _matrix(matrix), _conflict(conflict)]
+    out = [_loss_gap(loss_gap, *sides), _matrix(matrix, audit), _conflict(conflict)]
     if framing.safety_name is not None:
-        out.append(_framing(framing, *sides))
+        out.append(_framing(framing, audit, *sides))
     if alignment is not None:
         out.append(_alignment(alignment))
     return tuple(out)
@@ -45,11 +52,13 @@ def _loss_gap(result: LossGap, left: str, right: str) -> Exhibit:
     return Exhibit("loss_gap", "Loss gap of pairs", reading, result, position_table(result))
 
 
-def _matrix(result: CosineMatrix) -> Exhibit:
+def _matrix(result: CosineMatrix, audit: Audit) -> Exhibit:
     reading = (
         "Each cell is the cosine of two rows' gradients, from red (-1, opposite) to blue (+1, the same direction); "
         "black lines part the sets, white lines the clusters in them. Never centred."
     )
+    if audit.error > 0:
+        reading += f" Projected: a cell is off by about {audit.error:.3f}."
     return Exhibit("matrix", "Conflict matrix", reading, result, matrix_table(result))
 
 
@@ -65,11 +74,18 @@ def _conflict(result: Conflict) -> Exhibit:
     return Exhibit("conflict", "Gradient conflict by layer", reading, result, layer_table("conflict", by_block))
 
 
-def _framing(result: Framing, left: str, right: str) -> Exhibit:
+def _framing(result: Framing, audit: Audit, left: str, right: str) -> Exhibit:
     reading = (
         f"The framing gradient is what {left} adds to the gradient of the same answer under {right}; below 0 it points "
         "against the mean safety gradient. Intervals are given this safety set."
     )
+    errors = [e for e in audit.blocks.values() if e > 0]
+    if errors:
+        reading += (
+            " Projected: where it can be checked, a cosine in one block is off by about "
+            f"{median(errors):.2f} (median over "
+            "blocks), which the intervals do not hold; single blocks prove nothing."
+        )
     by_block = {block: scope.safety_cosine for block, scope in result.blocks.items()}
     return Exhibit("framing", "Framing gradient and safety by layer", reading, result, layer_table("framing", by_block))
 

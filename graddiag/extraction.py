@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -96,7 +97,8 @@ def extract(
     loss of a row is the mean over its own target tokens, nats per token. The model is left as it was, no `.grad` is
     written.
 
-    Raises DataError for examples that cannot be used and for more than `max_nonfinite` rows without a finite loss and
+    What was left out or cut is counted in a warning. Raises DataError for examples that cannot be used and for more
+    than `max_nonfinite` rows without a finite loss and
     gradient; UsageError for an unknown block, projection or target; ResourceError where memory runs out.
     """
     read = read_set(examples, name=name, skip_bad_rows=skip_bad_rows)
@@ -107,6 +109,8 @@ def extract(
     chunk = Chunk.concat(list(stream(extractor, Job.single(encoded), batch_tokens=batch_tokens)))
     signals = chunk.tables[0].take(_positions(chunk.tables[0].ids, [r.id for r in encoded.rows]))
     check_finite(signals, max_nonfinite)
+    for note in (*read.notes, *encoded.notes, *signals.warnings, *extractor.notes):
+        warnings.warn(note, stacklevel=2)
     return signals
 
 

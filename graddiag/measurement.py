@@ -49,8 +49,8 @@ def measure(
     """The whole job, saved shard by shard; what an interrupted run has left there is not computed again.
 
     A shard is closed after 512 rows or 60 seconds, and at an interrupt with the rows that are done. With
-    `place.mean`, the
-    mean gradient of the (only) set is kept too and returned. Raises DataError where the folders hold something else.
+    `place.mean`, the mean gradient of the (only) set is kept too and returned. Raises DataError where the folders
+    hold something else.
     """
     manifests = _manifests(extractor, job, place, known)
     shards = prepare(manifests, overwrite=overwrite)

@@ -60,7 +60,12 @@ MEASURE = together(
     option("--limit", default=None, type=int, help="Only the first N rows of each set."),
     option("--max-length", default=None, type=int, help="Tokens per row; by default the model's context."),
     option("--batch-tokens", default=2048, help="Padded tokens per batch."),
-    option("--cluster", default=None, metavar="COLUMN|mod:N", help="What rows have in common: the unit of resampling."),
+    option(
+        "--cluster",
+        default=None,
+        metavar="COLUMN|mod:N",
+        help="What rows of the set (of LEFT and RIGHT) have in common: the unit of resampling.",
+    ),
     option("--skip-bad-rows", is_flag=True, help="Leave out unusable rows, counted, instead of stopping."),
     option("--max-nonfinite", default=0.01, help="Share of rows whose loss or gradient may be not finite."),
     option("--seed", default=0, help="Seed of projections and permutations."),

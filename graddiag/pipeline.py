@@ -71,6 +71,15 @@ def compare(
     return conclude(tables, products, kept, folder, figures=figures)
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """Saved signals of one set: the folder, the table, and what a reader must know of it."""
+
+    out: Path
+    signals: Signals
+    warnings: tuple[str, ...]
+
+
 def extract_to(
     source: Source,
     *,
@@ -80,15 +89,16 @@ def extract_to(
     max_nonfinite: float = MAX_NONFINITE,
     quiet: bool = True,
     **how: Unpack[How],
-) -> tuple[Path, Signals]:
-    """Signals of one set, saved in the folder `out`; the folder and the table. Continues an interrupted run."""
+) -> Extracted:
+    """Signals of one set, saved in the folder `out`. Continues an interrupted run."""
     prepared = prepare({"set": source}, **how)
     if prepared.extractor is None:
         raise UsageError(f"{source} holds saved signals already: there is nothing to extract.")
     folder = Path(out) if out else default_out(prepared.name("set"), prepared.model)
     run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
     chunk, _ = run.measure(Job.single(prepared.encoded["set"]), Place((folder,)), None)
-    return folder, chunk.tables[0]
+    notes = (*prepared.notes, *prepared.extractor.notes)
+    return Extracted(folder, chunk.tables[0], (*chunk.tables[0].warnings, *notes))
 
 
 def plan_compare(

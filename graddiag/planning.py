@@ -11,6 +11,7 @@ import psutil
 
 from graddiag.encoding import Encoded, EncodedSet
 from graddiag.extractor import Extractor
+from graddiag.progress import clock
 from graddiag.signals import Block
 
 _TRIAL_TOKENS = 256  # enough for a rate, small enough to be over at once
@@ -39,6 +40,27 @@ class Plan:
         flat |= {f"plan/target_tokens:{k}": v for k, v in self.targets.items()}
         rest = ("blocks", "parameters", "memory", "disk", "tokens_per_second", "seconds", "free_memory")
         return flat | {f"plan/{k}": getattr(self, k) for k in rest}
+
+    def lines(self) -> list[str]:
+        """The plan as a person reads it."""
+        sets = [
+            f"{role:<18} {n:>6,} rows {self.tokens[role]:>10,} tokens {self.targets[role]:>10,} targets"
+            for role, n in self.rows.items()
+        ]
+        enough = (
+            "" if self.memory <= self.free_memory else "  More than is free: use a smaller --batch-tokens or --dtype."
+        )
+        return [
+            *sets,
+            f"{self.blocks} blocks of {self.parameters:,} parameters",
+            f"memory  about {_bytes(self.memory)} ({_bytes(self.free_memory)} free).{enough}",
+            f"disk    about {_bytes(self.disk)}",
+            f"time    about {clock(self.seconds)}, at {self.tokens_per_second:,.0f} tokens/s measured on a few rows",
+        ]
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
 def plan(extractor: Extractor, sets: Mapping[str, EncodedSet], *, batch_tokens: int, exact_pairs: bool) -> Plan:

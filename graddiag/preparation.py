@@ -19,6 +19,7 @@ from graddiag.signals import Signals, check_same_space
 from graddiag.store import is_store, read_signals
 
 Input = Source | Signals
+_CLUSTERED = ("left", "right", "set")  # the option `cluster` speaks of their columns and row numbers
 Model = PreTrainedModel | str | Path
 
 
@@ -71,7 +72,8 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
     sets: dict[str, ExampleSet] = {}
     for role, one in sources.items():
         if role not in saved and not isinstance(one, Signals):
-            sets[role] = read_set(one, limit=limit, cluster=how.get("cluster"), skip_bad_rows=skip)
+            cluster = how.get("cluster") if role in _CLUSTERED else None
+            sets[role] = read_set(one, limit=limit, cluster=cluster, skip_bad_rows=skip)
     name = model_name(how.get("model", "smollm2"))
     notes = [n for s in sets.values() for n in s.notes]
     if not sets:

@@ -52,8 +52,7 @@ def products(
     """All products of a batch; `total`, if given, has the finite gradients of the batch added to it.
 
     Each gradient `G^T A` is formed once, from the example's own tokens; with nothing but norms asked for, a short
-    example
-    uses `||G^T A||^2 = sum (A A^T) * (G G^T)` instead where that is cheaper.
+    example uses `||G^T A||^2 = sum (A A^T) * (G G^T)` instead where that is cheaper.
     """
     wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32
     inputs, output_grads = inputs.to(wide), output_grads.to(wide)

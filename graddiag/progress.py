@@ -43,18 +43,19 @@ class Progress:
         begin = "\r\x1b[2K" if self.stream.isatty() else ""
         seconds = now - self.start
         rate = f", {self.done / seconds:,.0f} tokens/s" if seconds > 0 else ""
-        self.stream.write(f"{begin}{self.label}: {self.done:,} tokens in {_clock(seconds)}{rate}\n")
+        self.stream.write(f"{begin}{self.label}: {self.done:,} tokens in {clock(seconds)}{rate}\n")
         self.stream.flush()
 
     def line(self, now: float) -> str:
         """Tokens done and to do, tokens per second, time left."""
         seconds = max(now - self.start, 1e-9)
         rate = self.done / seconds
-        left = _clock((self.total - self.done) / rate) if rate else "?"
+        left = clock((self.total - self.done) / rate) if rate else "?"
         return f"{self.label}: {self.done:,} of {self.total:,} tokens, {rate:,.0f} tokens/s, {left} left"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

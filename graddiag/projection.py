@@ -78,10 +78,9 @@ class LoGra:
     """Two-sided random projection `vec(P_out G^T A P_in^T)`, of at most `dim` numbers (LoGra, arXiv 2405.13954).
 
     Each factor has i.i.d. Gaussian entries of variance one over its number of rows, so that `E[P^T P]` is the
-    identity and
-    inner products are unbiased; a factor that would not shorten its side is the identity itself. The entries come
-    from a
-    counter-based generator keyed by (seed, block, side): they do not depend on device, thread or order.
+    identity and inner products are unbiased; a factor that would not shorten its side is the identity itself. The
+    entries come from a counter-based generator keyed by (seed, block, side): they do not depend on device, thread or
+    order.
     """
 
     dim: int = 256

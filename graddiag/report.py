@@ -90,7 +90,14 @@ def write_report(findings: Findings, out: Path, *, figures: bool = True) -> Repo
     """
     lines = tuple(verdict(findings.summary(), setting_of(findings)))
     warnings = tuple(visible(w) for w in findings.warnings)
-    shown = exhibits(findings.loss_gap, findings.matrix, findings.conflict, findings.framing, findings.alignment)
+    shown = exhibits(
+        loss_gap=findings.loss_gap,
+        matrix=findings.matrix,
+        conflict=findings.conflict,
+        framing=findings.framing,
+        alignment=findings.alignment,
+        audit=findings.audit,
+    )
     tables = _tables(findings)
     folder = _Folder(out)
     folder.remove(["report.html", *(f"figures/{name}.{form}" for name in EXHIBITS for form in ("svg", "png"))])

@@ -73,6 +73,7 @@ def conclude(
     comparison = Comparison(tables["left"], tables["right"], products)
     safety = tables.get("safety")
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
+    others = [t for t in (safety, *controls.values()) if t]
     findings = Findings(
         comparison=comparison,
         safety=safety,
@@ -84,7 +85,7 @@ def conclude(
         audit=audit(comparison, safety, controls),
         matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),
         command=analysis.command,
-        warnings=(*comparison.warnings, *analysis.notes),
+        warnings=(*comparison.warnings, *(w for t in others for w in t.warnings), *analysis.notes),
     )
     return Result(findings, write_report(findings, folder, figures=figures), folder)
 

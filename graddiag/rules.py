@@ -14,7 +14,7 @@ SMALL_EFFECT = 0.2  # |d_z|: below Cohen's "small"
 FEW_CLUSTERS = 10  # below this a jackknife interval rests on too few deletions to be trusted closely
 LARGE_ERROR = 0.02  # cosine; a projection this coarse hides effects of the size that fine-tuning sets show
 
-Scale = Literal["cosine", "paired", "difference", "length"]
+Scale = Literal["cosine", "paired", "contrast", "difference", "length"]
 ENDS = ("low", "high", "p")
 _STEMS = {"loss_gap/mean": "loss_gap", "conflict/paired_cosine": "conflict", "framing/consistency": "framing"}
 
@@ -47,8 +47,8 @@ class Evidence:
     """One number with all that decides its word; NaN is undefined.
 
     `error` is the projection's error where the number is projected, else 0; `strangers` the mean cosine of non-partners
-    of one cluster, for paired cosines; `forced` says that centring pushes the number below 0. A "length" is never
-    negative and has a p but no interval.
+    of one cluster, for paired cosines; `forced` says that centring pushes the number below 0. A "contrast" is the
+    cosine of a difference between the sides. A "length" is never negative and has a p but no interval.
     """
 
     scale: Scale
@@ -138,6 +138,14 @@ RULES = (
         "a cosine's interval is above 0",
         "the directions agree; with safety: to first order, a step on this data lowers the loss on safe answers",
         lambda e: e.scale in {"cosine", "paired"} and e.low > 0,
+    ),
+    Rule(
+        "difference",
+        "the interval of the framing gradient's cosine with safety excludes 0",
+        "the sides differ along the safety direction: below 0, left lowers the loss on safe answers "
+        "less than right, or "
+        "raises it more; neither side need be opposed to safety",
+        lambda e: e.scale == "contrast",
     ),
     Rule(
         "difference",

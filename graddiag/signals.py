@@ -104,11 +104,10 @@ class Signals:
     """Per-example losses and gradients of one set under one model; rows in the order of `ids`.
 
     `loss` is the mean over the example's target tokens, nats per token; `n_tokens` counts those tokens, `length` all
-    tokens
-    of the row, `n_cut` answer tokens that did not fit. `norms[block]` is exact; `gradients[block]` is `[n, k]`,
-    projected as
-    `space` says. `reference_dot[block]` is the exact inner product with the mean gradient that `reference` names.
-    A row whose loss or gradient is not finite has `finite` False and is left out of every statistic.
+    tokens of the row, `n_cut` answer tokens that did not fit. `norms[block]` is exact; `gradients[block]` is `[n,
+    k]`, projected as `space` says. `reference_dot[block]` is the exact inner product with the mean gradient that
+    `reference` names. A row whose loss or gradient is not finite has `finite` False and is left out of every
+    statistic.
     """
 
     space: Space
@@ -155,6 +154,17 @@ class Signals:
     def rows(self) -> str:
         """A digest of all rows: their tokens and target masks, in this order."""
         return digest_of(self.digests)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know of these rows: how many are not finite, how many answers were cut."""
+        name, n = self.provenance.data, len(self)
+        bad, cut = int((~self.finite).sum()), int((self.n_cut > 0).sum())
+        said = [
+            (bad, "have a loss or gradient that is not finite; they are in no statistic"),
+            (cut, f"had their answer cut at its end, to fit {self.space.max_length} tokens or to match the partner's"),
+        ]
+        return tuple(f"{name}: {count} of {n} rows {what}." for count, what in said if count)
 
     def take(self, index: Sequence[int] | Int[np.ndarray, " m"]) -> Signals:
         """The chosen rows, in the order asked for."""

@@ -68,7 +68,7 @@ class _Reader:
         return _line("Mean framing gradient (left minus right)", evidence, numbers)
 
     def framing_and_safety(self) -> str:
-        evidence = self.evidence("cosine", "framing/safety_cosine")
+        evidence = self.evidence("contrast", "framing/safety_cosine")
         return _line("Framing gradient with safety", evidence, f"{_interval(evidence)}, given this safety set")
 
     def side(self, side: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -40,7 +41,8 @@ def test_a_cut_member_of_a_pair_takes_the_end_of_its_partner_too() -> None:
         ("a", 4, 3),
         ("b", 5, 0),
     ]
-    assert new_left.notes == ("mine: the answers of 1 of 4 rows were cut to the length of their partners' answers.",)
+    both = tuple(replace(s, target="all") for s in (left, right))
+    assert match_targets(*both) == both, "where prompts are targets too, equal numbers would cut answers away"
 
 
 lengths = st.lists(st.tuples(st.integers(3, 12), st.integers(1, 2), st.integers(0, 1)), min_size=6, max_size=6)
@@ -107,6 +109,11 @@ def test_without_units_every_row_is_its_own_and_a_batch_is_closed_only_when_the_
     assert found == batches(rows, batch_tokens=budget, units=[(i,) for i in range(len(rows))])
     for batch, following in pairwise(found):
         assert padded([*batch, following[0]], rows) > budget
+
+
+def test_a_batch_may_be_exactly_as_large_as_allowed() -> None:
+    assert batches(rows_of([5, 5]), batch_tokens=10) == [[0, 1]]
+    assert batches(rows_of([5, 5]), batch_tokens=9) == [[0], [1]]
 
 
 def test_rows_that_are_in_no_unit_are_in_no_batch() -> None:

@@ -57,7 +57,7 @@ def test_rows_without_a_partner_cut_answers_and_different_answers_are_told_of():
     comparison = Comparison(cut, replace(right.signals, target_ids=tokens))
     text = " ".join(comparison.warnings)
     assert "right: 1 of 5 rows have no partner" in text
-    assert "answers of 1 of 4 rows were cut" in text
+    assert "left: 1 of 4 rows had their answer cut" in text
     assert "1 of 4 pairs do not have the same target tokens" in text
     assert comparison.identical.tolist() == [False, True, True, True]
 

@@ -155,18 +155,31 @@ def test_changed_weights_are_noticed(tmp_path):
 def test_saved_signals_are_sets_and_other_spaces_are_refused_before_anything_runs(tmp_path, tiny, monkeypatch):
     model, tokenizer = tiny
     how = {"model": model, "tokenizer": tokenizer, "blocks": SMALL, "quiet": True}
-    a, left = extract_to(rows_of("insecure", 5), out=tmp_path / "a", dim=16, **how)
-    b, _ = extract_to(rows_of("educational", 5), out=tmp_path / "b", dim=16, **how)
-    other, _ = extract_to(rows_of("educational", 5), out=tmp_path / "other", dim=4, **how)
-    result = compare(str(a), b, out=tmp_path / "run", figures=False)
+    a = extract_to(rows_of("insecure", 5), out=tmp_path / "a", dim=16, **how)
+    b = extract_to(rows_of("educational", 5), out=tmp_path / "b", dim=16, **how)
+    other = extract_to(rows_of("educational", 5), out=tmp_path / "other", dim=4, **how)
+    result = compare(str(a.out), b.out, out=tmp_path / "run", figures=False)
     assert result.summary()["pairs/n"] == 5
     assert result.findings.kinds()["conflict/paired_cosine"] == "projected"
-    assert read_signals(tmp_path / "run" / "left").ids == left.ids
+    assert read_signals(tmp_path / "run" / "left").ids == a.signals.ids
     with pytest.raises(DataError, match=r"(?s)dim: 16  \|  4"):
-        compare(a, other, out=tmp_path / "no", figures=False)
+        compare(a.out, other.out, out=tmp_path / "no", figures=False)
     monkeypatch.setattr(extraction.Extractor, "measure", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(DataError, match=r"(?s)dim: 16  \|  64"):
-        compare(a, rows_of("educational", 5), out=tmp_path / "no", dim=64, **how)
+        compare(a.out, rows_of("educational", 5), out=tmp_path / "no", dim=64, **how)
+
+
+def test_rows_that_are_left_out_are_told_of_by_the_library_too(tiny):
+    rows = [{"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": ""}]
+    with pytest.warns(UserWarning, match=r"1 of 2 rows were left out: row 1 has an empty answer"):
+        signals = graddiag.extract(*tiny, rows, blocks=SMALL, skip_bad_rows=True)
+    assert len(signals) == 1
+
+
+def test_the_clusters_that_are_asked_for_are_those_of_left_and_right(tmp_path, tiny):
+    found = run(tmp_path, tiny, cluster="mod:3").findings
+    assert found.comparison.cluster_names == ("0", "1", "2")
+    assert found.safety.clusters == found.safety.ids
 
 
 def test_rows_come_back_in_the_order_given_whatever_their_length(tiny):
@@ -240,8 +253,8 @@ def test_a_comparison_of_two_models_says_that_both_differ(tmp_path, tiny):
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.1)
     how = {"tokenizer": tokenizer, "blocks": SMALL, "dim": 16}
-    a, _ = extract_to(rows_of("insecure", 5), model=tiny[0], out=tmp_path / "a", **how)
-    b, _ = extract_to(rows_of("educational", 5), model=model, out=tmp_path / "b", **how)
-    result = compare(a, b, out=tmp_path / "run", figures=False)
+    a = extract_to(rows_of("insecure", 5), model=tiny[0], out=tmp_path / "a", **how)
+    b = extract_to(rows_of("educational", 5), model=model, out=tmp_path / "b", **how)
+    result = compare(a.out, b.out, out=tmp_path / "run", figures=False)
     assert any("both data and model" in w for w in result.report.warnings)
     assert replace(result.findings).comparison.differs == ("data", "model")

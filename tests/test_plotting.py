@@ -33,7 +33,14 @@ KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
 
 
 def _exhibits(found: Findings) -> tuple[Exhibit, ...]:
-    return exhibits(found.loss_gap, found.matrix, found.conflict, found.framing, found.alignment)
+    return exhibits(
+        loss_gap=found.loss_gap,
+        matrix=found.matrix,
+        conflict=found.conflict,
+        framing=found.framing,
+        alignment=found.alignment,
+        audit=found.audit,
+    )
 
 
 def _drawn(axes: Axes) -> list[float]:

@@ -1,0 +1,43 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from graddiag.rules import RULES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_words_is_that_of_the_code(readme):
+    rows = re.findall(
+        r"^\| (.+) \| (.+) \| (.+) \|$", readme.split("## What the words mean")[1].split("\n## ")[0], re.M
+    )
+    assert rows[2:] == [(r.word, r.when, r.means) for r in RULES]
+
+
+def test_the_python_example_runs(readme, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.+?)```", readme, re.S)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert -1 <= names["result"].summary()["conflict/paired_cosine"] <= 1
+
+
+def test_files_and_figures_that_it_links_to_are_there(readme):
+    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert (ROOT / target).is_file(), target
+
+
+def test_its_commands_exist(readme):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", readme, re.M):
+        assert f"\n{target}:" in makefile, target
