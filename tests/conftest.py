@@ -8,13 +8,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from importlib import import_module
+
 from jaxtyping import install_import_hook
 
-with install_import_hook(
-    [f"graddiag.{m}" for m in ("signals", "comparison", "statistics", "head", "products", "projection", "analyzers")],
-    "beartype.beartype",
-):
-    pass
+# Shapes in annotations are enforced in tests, in the modules that compute.
+CHECKED = ("signals", "comparison", "statistics", "head", "products", "projection", "analyzers", "extractor", "capture")
+with install_import_hook([f"graddiag.{m}" for m in CHECKED], "beartype.beartype"):
+    for module in CHECKED:
+        import_module(f"graddiag.{module}")
 
 import numpy as np
 import pytest
