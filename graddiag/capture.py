@@ -1,23 +1,23 @@
-"""Recording what goes into a block and the gradient that comes out of it, without touching the model."""
+"""Recording what goes into a module and the gradient that comes out of it, without touching the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from graddiag.blocks import LinearBlock
+from graddiag.blocks import Kind, Selected
 from graddiag.errors import DataError
 
-Consume = Callable[[LinearBlock, Tensor, Tensor], None]
+_AT_ONCE = (Kind.LINEAR, Kind.CONV1D, Kind.BIAS)  # kinds whose gradient needs nothing but inputs and output gradients
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with frozen parameters; modes, `requires_grad` and the RNG state are as before
-    afterwards."""
+    """The model in eval mode with frozen parameters; modes, `requires_grad` and RNG state are as before afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
@@ -38,87 +38,113 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 p.requires_grad_(want)
 
 
-class Recorder:
-    """Hooks on the modules of some blocks that hand each block's inputs and output gradients to `consume`, once per
-    batch.
+@dataclass
+class Call:
+    """One call of a module in a forward pass: what went in, what came out, and the gradients of what came out.
 
-    The graph starts at the output of the lowest block: where a block's output needs no gradient yet, it becomes a
-    leaf, so the backward pass never goes below it. A module that is called several times in one forward pass is
-    handed over with its calls one after the other along the tokens; their gradients add up. Hooks live only inside
-    the `with` block.
+    Outputs are kept where the module will be run again; elsewhere only their number.
     """
 
-    def __init__(self, blocks: Sequence[LinearBlock], consume: Consume, *, batch: int, tokens: int) -> None:
-        self._blocks = blocks
-        self._consume = consume
-        self._batch, self._tokens = batch, tokens
-        self._inputs: dict[str, list[Tensor]] = {b.block.name: [] for b in blocks}
-        self._grads: dict[str, dict[int, Tensor]] = {b.block.name: {} for b in blocks}
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    outputs: list[Tensor]
+    grads: dict[int, Tensor] = field(default_factory=dict)
+
+
+Arrived = Callable[[nn.Module, list[Call]], None]
+
+
+class Recorder:
+    """Hooks on the modules of some blocks, which live only inside the `with` block.
+
+    The graph starts at the output of the lowest module: where an output needs no gradient yet, it becomes a leaf, so
+    the backward pass never goes below it. A module of which nothing but inputs and output gradients is needed is
+    handed to `arrived` as soon as the gradients of all its calls are there, and forgotten; the others wait in
+    `calls`.
+    """
+
+    def __init__(self, blocks: Sequence[Selected], arrived: Arrived, *, without: nn.Module | None = None) -> None:
+        self._at_once: dict[nn.Module, bool] = {}
+        for b in blocks:
+            for use in b.uses:
+                if use.module is not without:
+                    single = use.kind in _AT_ONCE and len(b.uses) == 1
+                    self._at_once[use.module] = self._at_once.get(use.module, True) and single
+        self._arrived = arrived
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.consumed: set[str] = set()
+        self._recording = True
+        self.calls: dict[nn.Module, list[Call]] = {m: [] for m in self._at_once}
 
     def __enter__(self) -> Recorder:
-        for b in self._blocks:
-            self._handles.append(b.module.register_forward_hook(self._forward_hook(b)))
+        for module in self.calls:
+            self._handles.append(module.register_forward_hook(self._hook, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-        self._inputs.clear()
-        self._grads.clear()
+        self.calls.clear()
 
-    def check_calls(self) -> None:
-        """Raises DataError naming the blocks whose hook did not fire in the forward pass."""
-        silent = [name for name, calls in self._inputs.items() if not calls]
-        if silent:
-            raise DataError(
-                f"{len(silent)} of {len(self._blocks)} blocks took no part in the forward pass, the "
-                f"first is {silent[0]!r}. "
-                "A compiled model or a fused kernel goes past the hooks: pass the model as it was "
-                "before torch.compile, "
-                "or leave these blocks out with --blocks."
-            )
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Modules may be run inside without being recorded."""
+        self._recording = False
+        try:
+            yield
+        finally:
+            self._recording = True
 
-    def check_consumed(self) -> None:
-        """Raises DataError naming the blocks whose output gradient never arrived."""
-        missing = [b.block.name for b in self._blocks if b.block.name not in self.consumed]
-        if missing:
-            raise DataError(
-                f"No gradient reached {len(missing)} blocks, the first is {missing[0]!r}: the loss "
-                "does not depend on them. Leave them out."
-            )
+    def silent(self) -> set[nn.Module]:
+        """Modules that have not been called in the forward pass."""
+        return {m for m, calls in self.calls.items() if not calls}
 
-    def _forward_hook(self, b: LinearBlock) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        name = b.block.name
+    def _hook(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
+        if not self._recording:
+            return None
+        call = Call(_detached(args), _detached(kwargs), [])  # type: ignore[arg-type]
+        self.calls[module].append(call)
+        return self._traced(module, call, output)
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            call = len(self._inputs[name])
-            self._inputs[name].append(self._by_example(b, args[0].detach()))
-            traced = output if output.requires_grad else output.detach().requires_grad_(True)
-            traced.register_hook(lambda grad: self._arrived(b, call, grad))  # type: ignore[no-untyped-call]
-            return None if traced is output else traced
+    def _traced(self, module: nn.Module, call: Call, output: object) -> object:
+        """The output, each floating tensor of it with a gradient that is recorded."""
+        if isinstance(output, (tuple, list)):
+            return type(output)(self._traced(module, call, x) for x in output)
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        # A view: the gradient that arrives is that of later uses, without what the module itself does with its output.
+        traced = output.view_as(output) if output.requires_grad else output.detach().requires_grad_(True)
+        number = len(call.outputs)
+        call.outputs.append(traced.detach()[:0] if self._at_once[module] else traced.detach())
+        traced.register_hook(lambda grad: self._grad(module, call, number, grad))  # type: ignore[no-untyped-call]
+        return traced
 
-        return hook
+    def _grad(self, module: nn.Module, call: Call, number: int, grad: Tensor) -> None:
+        call.grads[number] = grad
+        calls = self.calls[module]
+        if self._at_once[module] and all(c.grads for c in calls):
+            self._arrived(module, calls)
+            self.calls[module] = []
 
-    def _arrived(self, b: LinearBlock, call: int, grad: Tensor) -> None:
-        name = b.block.name
-        grads = self._grads[name]
-        grads[call] = self._by_example(b, grad)
-        calls = len(self._inputs[name])
-        if len(grads) < calls:
-            return
-        inputs = self._inputs[name][0] if calls == 1 else torch.cat(self._inputs[name], dim=1)
-        output_grads = grads[0] if calls == 1 else torch.cat([grads[c] for c in range(calls)], dim=1)
-        self._inputs[name], self._grads[name] = [], {}
-        self._consume(b, inputs, output_grads)
-        self.consumed.add(name)
 
-    def _by_example(self, b: LinearBlock, x: Tensor) -> Tensor:
-        if x.shape[: x.dim() - 1].numel() != self._batch * self._tokens:
-            raise DataError(
-                f"Block {b.block.name!r} saw {x.shape[:-1].numel()} token rows for {self._batch} "
-                f"examples of {self._tokens} tokens: "
-                "rows cannot be matched to examples (routed experts?). Leave this block out with --blocks."
-            )
-        return x.reshape(self._batch, self._tokens, x.shape[-1])
+def by_example(x: Tensor, batch: int, tokens: int, name: str) -> Tensor:
+    """A tensor of one row per token as [b, t, d]; modules may have flattened batch and tokens.
+
+    Raises DataError where it has another number of rows, so that they cannot be matched to examples.
+    """
+    n = x.shape[:-1].numel()
+    if n != batch * tokens:
+        raise DataError(
+            f"Block {name!r} saw {n} token rows for {batch} examples of {tokens} tokens: rows cannot be matched to "
+            "examples. Leave this block out with --blocks."
+        )
+    return x.reshape(batch, tokens, x.shape[-1])
+
+
+def _detached(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (tuple, list)):
+        return type(value)(_detached(x) for x in value)
+    if isinstance(value, dict):
+        return {k: _detached(x) for k, x in value.items()}
+    return value

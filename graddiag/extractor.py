@@ -3,7 +3,7 @@ pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from graddiag.blocks import LinearBlock
+from graddiag.blocks import Kind, Selected
 from graddiag.capture import Recorder, untouched
 from graddiag.encoding import Encoded
-from graddiag.errors import ResourceError
-from graddiag.head import Batch, SplitModel, head_agrees, loss_and_backward, split_model
+from graddiag.errors import DataError, ResourceError
+from graddiag.gradients import Gradients, Products, Workspace
+from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
-from graddiag.products import Products, Workspace, products
 from graddiag.projection import Projector
+from graddiag.session import Session, can_be_formed, depends_on, nothing, one_by_one
 from graddiag.signals import PairProducts, Provenance, Reference, Signals, Space
 
 Array = np.ndarray
@@ -79,19 +80,22 @@ class Extractor:
     def __init__(
         self,
         model: PreTrainedModel,
-        blocks: Sequence[LinearBlock],
+        blocks: Sequence[Selected],
         projector: Projector,
         space: Space,
         provenance: Provenance,
     ) -> None:
         self.model, self.blocks, self.projector, self.space = model, tuple(blocks), projector, space
-        self._provenance = provenance
         self.notes: list[str] = []
-        split = split_model(model)
-        head_chosen = split is not None and any(b.module is split.head for b in blocks)
-        self._split: SplitModel | None = None if head_chosen else split
+        self._provenance = provenance
+        self._split = split_model(model)
         self._workspace = Workspace()
         self._head_checked = False
+        self._alone: set[str] = set()
+        self._unused: set[str] = set()
+        self._leave_to_single_runs(
+            {b.block.name: "it is shared by modules of different kinds" for b in blocks if not can_be_formed(b)}
+        )
 
     def provenance(self, data: str) -> Provenance:
         """Where a table of the set `data` comes from."""
@@ -112,12 +116,9 @@ class Extractor:
         batch = self._collate(rows)
         found: dict[str, tuple[Products, Tensor]] = {}
 
-        def consume(b: LinearBlock, inputs: Tensor, output_grads: Tensor) -> None:
+        def consume(b: Selected, gradients: Gradients) -> None:
             name = b.block.name
-            exact = products(
-                inputs,
-                output_grads,
-                batch.lengths,
+            exact = gradients.products(
                 pairs,
                 reference=known.means[name] if known else None,
                 total=mean.total(b) if mean else None,
@@ -125,14 +126,62 @@ class Extractor:
             )
             if mean:
                 mean.counts[name] += int(torch.isfinite(exact.norm2).sum())
-            found[name] = exact, self.projector.rows(b.block, inputs, output_grads)
+            found[name] = exact, self.projector.rows(b.block, gradients)
 
         with untouched(self.model), _memory_named(batch):
             self._check_head(batch)
-            with Recorder(self.blocks, consume, batch=batch.tokens.shape[0], tokens=batch.tokens.shape[1]) as recorder:
-                losses = loss_and_backward(self.model, self._split, batch, before_backward=recorder.check_calls)
-                recorder.check_consumed()
+            losses = self._backward(batch, consume)
         return _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
+
+    def _backward(self, batch: Batch, consume: Callable[[Selected, Gradients], None]) -> list[Tensor]:
+        """The losses; every block is handed to `consume` as soon as its gradients are there."""
+        together = [b for b in self.blocks if b.block.name not in self._alone | self._unused]
+        session = Session(together, batch, self._split, consume)
+        with session.recorder as recorder:
+            losses = loss_and_backward(
+                self.model,
+                self._split,
+                batch,
+                before_backward=lambda: self._check_calls(recorder, batch),
+                head_rows=session.head_rows if session.needs_head else None,
+            )
+            self._leave_to_single_runs(session.finish(without=self._alone | self._unused))
+        for b in self.blocks:
+            if b.block.name in self._alone:
+                consume(b, one_by_one(self.model, b, batch))
+            elif b.block.name in self._unused:
+                consume(b, nothing(b, len(batch.lengths)))
+        return losses
+
+    def _check_calls(self, recorder: Recorder, batch: Batch) -> None:
+        """Sees to blocks whose modules were all silent: 0 if the loss does not depend on them, else a single run each.
+
+        Raises DataError where a linear module is silent though the loss depends on its weight: hooks never fire there.
+        """
+        silent = recorder.silent()
+        missing = [b for b in self.blocks if b.block.name not in self._alone | self._unused]
+        missing = [b for b in missing if all(u.module in silent for u in b.uses)]
+        with recorder.paused():
+            used = [b for b in missing if depends_on(self.model, b, batch)]
+        refused = [b.block.name for b in used if any(u.kind is not Kind.REPLAY for u in b.uses)]
+        if refused:
+            raise DataError(
+                f"{len(refused)} of {len(self.blocks)} blocks took no part in the forward pass, the first is "
+                f"{refused[0]!r}. A compiled model or a fused kernel goes past the hooks: pass the model as it was "
+                "before torch.compile, or leave these blocks out with --blocks."
+            )
+        self._leave_to_single_runs({b.block.name: "it is not called as a module" for b in used})
+        unused = [b.block.name for b in missing if b not in used]
+        self._unused |= set(unused)
+        if unused:
+            self.notes.append(
+                f"{len(unused)} blocks take no part in the loss, the first is {unused[0]!r}: their gradients are 0."
+            )
+
+    def _leave_to_single_runs(self, failed: Mapping[str, str]) -> None:
+        for name, why in failed.items():
+            self._alone.add(name)
+            self.notes.append(f"{name}: {why}; its gradients come from one backward pass per example, which is slow.")
 
     def token_losses(self, rows: Sequence[Encoded]) -> tuple[Array, ...]:
         """Token losses of the rows, nats, without any gradient."""

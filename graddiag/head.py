@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from graddiag.errors import UsageError
+
 _LOGIT_BUDGET = 2**25  # logits in memory at once: 128 MiB of float32
 _AGREE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats; two orders above rounding of a sum over the vocabulary
 _AGREE_HALF = 0.1  # nats, for bfloat16 and float16
@@ -41,7 +43,7 @@ class SplitModel:
     head: nn.Linear
 
 
-def split_model(model: PreTrainedModel) -> SplitModel | None:
+def split_model(model: nn.Module) -> SplitModel | None:
     """The decoder and head of a `transformers` causal LM, or None where it has no plain linear head."""
     inner = _without_adapter(model)
     head, decoder = inner.get_output_embeddings(), inner.get_decoder()  # type: ignore[no-untyped-call]
@@ -50,10 +52,13 @@ def split_model(model: PreTrainedModel) -> SplitModel | None:
     return SplitModel(decoder, head)
 
 
-def _without_adapter(model: PreTrainedModel) -> PreTrainedModel:
+def _without_adapter(model: nn.Module) -> PreTrainedModel:
     """The model that a PEFT wrapper wraps; its adapters are modules inside it."""
-    base: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
-    return model if base is None else base()
+    base: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
+    inner = model if base is None else base()
+    if not isinstance(inner, PreTrainedModel):
+        raise UsageError(f"A {type(inner).__name__} is no transformers causal LM. Load one with load_model(...).")
+    return inner
 
 
 @lru_cache(maxsize=64)
@@ -81,11 +86,14 @@ def loss_and_backward(
     *,
     backward: bool = True,
     before_backward: Callable[[], None] | None = None,
+    head_rows: Callable[[Tensor, Tensor], None] | None = None,
+    keep_graph: bool = False,
 ) -> list[Tensor]:
     """Token losses of each row, nats, [n_targets of the row]; with `backward`, also sends each row's mean loss
     through the graph.
 
-    `before_backward` is called when the forward pass is done. The loss of a row is the mean over its own target
+    `before_backward` is called when the forward pass is done; `head_rows` is given the gradients of the logits and the
+    head's inputs, row by row of all targets. The loss of a row is the mean over its own target
     tokens, so a row's gradient does not depend on the batch it is in.
     """
     wanted = batch.targets != -100
@@ -97,12 +105,16 @@ def loss_and_backward(
         losses = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
         if backward:
             (losses * weight.to(losses.device)).sum().backward()  # type: ignore[no-untyped-call]
-        flat = losses.detach()
+        flat = losses if keep_graph else losses.detach()
     else:
         hidden = run(split.decoder, batch)
         _call(before_backward)
-        flat, grad = head_loss(split.head, hidden.detach()[wanted], targets, weight, backward=backward)
-        if backward:
+        at_targets = hidden.detach()[wanted]
+        kept = hidden.new_empty(len(targets), split.head.out_features) if head_rows else None
+        flat, grad = head_loss(split.head, at_targets, targets, weight, backward=backward, logit_grads=kept)
+        if head_rows and kept is not None:
+            head_rows(kept, at_targets)
+        if backward and hidden.requires_grad:
             whole = torch.zeros_like(hidden)
             whole[wanted] = grad.to(whole.dtype)
             hidden.backward(whole)  # type: ignore[no-untyped-call]
@@ -116,10 +128,12 @@ def head_loss(
     weight: Float[Tensor, " m"],
     *,
     backward: bool = True,
+    logit_grads: Float[Tensor, "m v"] | None = None,
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"]]:
     """Cross entropy at each position and the gradient of its weighted sum with respect to `hidden`.
 
-    `d loss / d logits = softmax(logits) - onehot(target)`, formed in place, a slice of positions at a time.
+    `d loss / d logits = softmax(logits) - onehot(target)`, formed in place, a slice of positions at a time; kept in
+    `logit_grads` if given.
     """
     losses = torch.empty(len(hidden), dtype=_at_least_float32(hidden[:0]).dtype, device=hidden.device)
     grads = torch.empty_like(hidden)
@@ -136,6 +150,8 @@ def head_loss(
                 logits.sub_(top).exp_()
                 logits.scatter_add_(1, at, -torch.ones_like(at, dtype=logits.dtype))
                 logits.mul_(weight[part].unsqueeze(1).to(logits.dtype))
+                if logit_grads is not None:
+                    logit_grads[part] = logits.to(logit_grads.dtype)
                 grads[part] = (logits.to(head.weight.dtype) @ head.weight).to(grads.dtype)
     return losses, grads
 

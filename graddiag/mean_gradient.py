@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from graddiag.blocks import LinearBlock
+from graddiag.blocks import Selected
 from graddiag.errors import DataError
 from graddiag.files import disk_named, write_atomically
 from graddiag.signals import Reference, Signals
@@ -27,9 +27,9 @@ class MeanGradient:
     totals: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def total(self, b: LinearBlock) -> Float[Tensor, "d_out d_in"]:
+    def total(self, b: Selected) -> Float[Tensor, "*shape"]:
         """The sum of one block, on the block's own device."""
-        name, weight = b.block.name, b.module.weight
+        name, weight = b.block.name, b.parameter
         if name not in self.totals:
             wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
             self.totals[name] = torch.zeros(b.block.shape, dtype=wide, device=weight.device)
@@ -57,7 +57,7 @@ class KnownMean:
     """A mean gradient that rows are multiplied with: its description, and the mean per block."""
 
     reference: Reference
-    means: Mapping[str, Float[Tensor, "d_out d_in"]]
+    means: Mapping[str, Float[Tensor, ...]]
 
 
 def save_mean(folder: Path, name: str, mean: MeanGradient, shards: int) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graddiag.errors import UsageError
+from graddiag.gradients import Dense, Gradients, Lookup, Outer
 from graddiag.signals import Block, digest_of
 
 KINDS = ("exact", "logra", "sjlt", "dense", "lowrank")
@@ -23,7 +24,7 @@ _PROBE = Block("probe", (48, 40))  # the block whose projection is hashed, so th
 
 @runtime_checkable
 class Projector(Protocol):
-    """Maps the gradient `output_grads^T inputs` of one example in one block to a row of length `size(block)`.
+    """Maps the gradient of one example in one block to a row of length `size(block)`.
 
     Law: over seeds, the expected inner product of two rows is the inner product of the two gradients.
     """
@@ -47,10 +48,8 @@ class Projector(Protocol):
         """Length of a row."""
         ...
 
-    def rows(
-        self, block: Block, inputs: Float[Tensor, "b t d_in"], output_grads: Float[Tensor, "b t d_out"]
-    ) -> Float[Tensor, "b k"]:
-        """One row per example, without forming a gradient."""
+    def rows(self, block: Block, gradients: Gradients) -> Float[Tensor, "b k"]:
+        """One row per example."""
         ...
 
 
@@ -66,19 +65,25 @@ class Exact:
         """Number of elements of the block."""
         return math.prod(block.shape)
 
-    def rows(
-        self, block: Block, inputs: Float[Tensor, "b t d_in"], output_grads: Float[Tensor, "b t d_out"]
-    ) -> Float[Tensor, "b k"]:
-        """`G^T A` of each example, flattened, [b, d_out * d_in]."""
-        return torch.bmm(output_grads.transpose(1, 2), inputs).flatten(1)
+    def rows(self, block: Block, gradients: Gradients) -> Float[Tensor, "b k"]:
+        """Each example's gradient, flattened, [b, elements of the block]."""
+        if isinstance(gradients, Outer):
+            return torch.bmm(gradients.left.transpose(1, 2), gradients.right).flatten(1)
+        if isinstance(gradients, Lookup):
+            n, whole = len(gradients.lengths), range(block.shape[0])
+            return torch.stack([gradients.tile(i, whole).flatten() for i in range(n)])
+        assert isinstance(gradients, Dense)
+        return gradients.values.flatten(1)
 
 
 @dataclass(frozen=True)
 class LoGra:
-    """Two-sided random projection `vec(P_out G^T A P_in^T)`, of at most `dim` numbers (LoGra, arXiv 2405.13954).
+    """Two-sided random projection `vec(P_out W P_in^T)` of a gradient W, of at most `dim` numbers (LoGra, arXiv
+    2405.13954).
 
     Each factor has i.i.d. Gaussian entries of variance one over its number of rows, so that `E[P^T P]` is the
-    identity and inner products are unbiased; a factor that would not shorten its side is the identity itself. The
+    identity and inner products are unbiased; a factor that would not shorten its side is the identity itself. A
+    parameter of one dimension is projected from its one side; of three dimensions, the first two count as one. The
     entries come from a counter-based generator keyed by (seed, block, side): they do not depend on device, thread or
     order.
     """
@@ -96,28 +101,56 @@ class LoGra:
 
     def size(self, block: Block) -> int:
         """Length of a row: at most `dim`, less where a side of the block is shorter than `sqrt(dim)`."""
-        if math.prod(block.shape) <= self.dim:
-            return math.prod(block.shape)
-        return math.prod(min(math.isqrt(self.dim), d) for d in block.shape)
+        sides = two_sides(block.shape)
+        return math.prod(self._kept(sides, side) for side in range(len(sides)))
+
+    def _kept(self, sides: tuple[int, ...], side: int) -> int:
+        whole = math.prod(sides) <= self.dim
+        return sides[side] if whole else min(sides[side], self.dim if len(sides) == 1 else math.isqrt(self.dim))
 
     def factor(self, block: Block, side: int) -> Float[np.ndarray, "p d"] | None:
         """The matrix of one side (0 output, 1 input), or None for the identity."""
-        p, d = math.isqrt(self.dim), block.shape[side]
-        if p >= d or math.prod(block.shape) <= self.dim:
-            return None
-        return _gaussian(self.seed, block.name, "output" if side == 0 else "input", p, d)
+        sides = two_sides(block.shape)
+        p, d = self._kept(sides, side), sides[side]
+        return None if p == d else _gaussian(self.seed, block.name, "output" if side == 0 else "input", p, d)
 
-    def rows(
-        self, block: Block, inputs: Float[Tensor, "b t d_in"], output_grads: Float[Tensor, "b t d_out"]
-    ) -> Float[Tensor, "b k"]:
-        """`(G P_out^T)^T (A P_in^T)` of each example, flattened, [b, p_out * p_in]."""
-        left = _shorten(self.on(block, 0, output_grads), output_grads)
-        right = _shorten(self.on(block, 1, inputs), inputs)
-        return torch.bmm(left.transpose(1, 2), right).flatten(1)
+    def rows(self, block: Block, gradients: Gradients) -> Float[Tensor, "b k"]:
+        """`(L P_out^T)^T (R P_in^T)` of each example, flattened: the gradient itself is not formed."""
+        if isinstance(gradients, Outer):
+            left = self._shorten(block, 0, gradients.left)
+            return torch.bmm(left.transpose(1, 2), self._shorten(block, 1, gradients.right)).flatten(1)
+        if isinstance(gradients, Lookup):
+            left = self._chosen(block, gradients)
+            rows = torch.bmm(left.transpose(1, 2), self._shorten(block, 1, gradients.output_grads)).flatten(1)
+            return rows if gradients.head is None else rows + self.rows(block, gradients.head)
+        assert isinstance(gradients, Dense)
+        sides = two_sides(block.shape)
+        values = gradients.values.reshape(-1, *sides)
+        if len(sides) == 1:
+            return self._shorten(block, 0, values)
+        half = self._shorten(block, 1, values)  # [b, d_out, p_in]
+        return self._shorten(block, 0, half.transpose(1, 2)).transpose(1, 2).flatten(1)
 
     def on(self, block: Block, side: int, like: Tensor) -> Float[Tensor, "d p"] | None:
         """The transposed factor on the device and in the dtype of `like`."""
         return _on_device(self, block, side, like.device, like.dtype)
+
+    def _shorten(self, block: Block, side: int, x: Tensor) -> Tensor:
+        factor = self.on(block, side, x)
+        return x if factor is None else x @ factor
+
+    def _chosen(self, block: Block, gradients: Lookup) -> Float[Tensor, "b t p"]:
+        """The factor's rows of the ids, zero beyond an example's end."""
+        grads = gradients.output_grads
+        factor = self.on(block, 0, grads)
+        if factor is None:
+            return torch.nn.functional.one_hot(gradients.ids, block.shape[0]).to(grads.dtype)
+        return factor[gradients.ids]
+
+
+def two_sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape as one or two sides: experts and their outputs count as one."""
+    return shape if len(shape) <= 2 else (math.prod(shape[:-1]), shape[-1])
 
 
 def make_projector(kind: str, dim: int, seed: int) -> Projector:
@@ -132,14 +165,10 @@ def make_projector(kind: str, dim: int, seed: int) -> Projector:
 def probe_digest(projector: Projector) -> str:
     """A digest of what the projector does to a fixed gradient: equal digests, equal projections."""
     shape = _PROBE.shape
-    a = torch.linspace(-1, 1, shape[1], dtype=torch.float64).reshape(1, 1, -1)
-    g = torch.linspace(-1, 1, shape[0], dtype=torch.float64).reshape(1, 1, -1)
-    row = projector.rows(_PROBE, a, g).numpy()
+    left = torch.linspace(-1, 1, shape[0], dtype=torch.float64).reshape(1, 1, -1)
+    right = torch.linspace(-1, 1, shape[1], dtype=torch.float64).reshape(1, 1, -1)
+    row = projector.rows(_PROBE, Outer(left, right, (1,))).numpy()
     return digest_of([",".join(f"{x:.9g}" for x in row.ravel())])
-
-
-def _shorten(factor: Tensor | None, x: Tensor) -> Tensor:
-    return x if factor is None else x @ factor
 
 
 @lru_cache(maxsize=4096)

@@ -40,11 +40,14 @@ def row_gradients(model: nn.Module, rows: Sequence[Encoded], *, left: bool = Fal
     """The gradient of each row's own mean loss with respect to every parameter, one backward pass per row, same
     batch."""
     parameters = dict(model.named_parameters())
+    wanted = {n: p.requires_grad for n, p in parameters.items()}
+    model.requires_grad_(True)
     out = []
     for k in range(len(rows)):
         loss = row_token_losses(model, rows, left=left)[k].mean()
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        out.append(
-            {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads, strict=True)}
-        )
+        found = zip(parameters.items(), grads, strict=True)
+        out.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in found})
+    for n, p in parameters.items():
+        p.requires_grad_(wanted[n])
     return out

@@ -21,7 +21,7 @@ def test_by_default_the_linear_weights_inside_the_layers_in_model_order(make_lla
     assert len(found) == 3 * len(KINDS)
     assert {n.split(".")[-2] for n in found} == KINDS
     assert found == sorted(found, key=order.index)
-    assert all(b.block.shape == tuple(b.module.weight.shape) for b in select_blocks(model))
+    assert all(b.block.shape == tuple(b.parameter.shape) for b in select_blocks(model))
 
 
 def test_a_pattern_matches_the_parameter_or_its_module(make_llama):
@@ -36,10 +36,17 @@ def test_a_pattern_without_a_match_names_the_closest_blocks(make_llama):
         select_blocks(make_llama(), ["*.oproj"])
 
 
-def test_other_kinds_of_parameter_are_refused_by_name(make_llama):
-    with pytest.raises(UsageError, match=r"not weights of a linear layer.*'model.embed_tokens.weight'"):
-        select_blocks(make_llama(), ["*"])
-    tied = make_llama(tie_word_embeddings=True)
-    with pytest.raises(UsageError, match=r"not weights of a linear layer.*embed_tokens"):
-        select_blocks(tied, ["*embed*"])
-    assert names(make_llama(), ["lm_head"]) == ["lm_head.weight"]
+def test_a_star_is_every_parameter_and_a_tied_one_counts_once(make_llama):
+    for tied in (False, True):
+        model = make_llama(tie_word_embeddings=tied)
+        assert names(model, ["*"]) == [n for n, _ in model.named_parameters()]
+        assert ("lm_head.weight" in names(model, ["*"])) == (not tied)
+
+
+def test_heads_are_split_off_before_matching_and_refused_where_there_are_none(make_llama):
+    found = names(make_llama(), ["*.o_proj[head=2]"])
+    assert found == [f"model.layers.{k}.self_attn.o_proj.weight[head=2]" for k in range(3)]
+    with pytest.raises(UsageError, match=r"'model\.layers\.0\.mlp\.up_proj\.weight' has no heads"):
+        select_blocks(make_llama(), ["model.layers.0.mlp.up_proj[head=0]"])
+    with pytest.raises(UsageError, match=r"No block matches '\*\.oproj\[head=0\]'"):
+        select_blocks(make_llama(), ["*.oproj[head=0]"])

@@ -200,11 +200,35 @@ def test_a_module_that_is_called_twice_sums_its_calls(make_llama, make_rows):
             assert relative(found[i], oracle[block]) < EXACT
 
 
-def test_a_block_that_takes_no_part_is_named(make_llama, make_rows):
+def test_blocks_that_take_no_part_have_gradient_0_and_are_told_of(make_llama, make_rows):
     model = make_llama()
     model.model.layers[1].forward = lambda hidden_states, **_: hidden_states
-    with pytest.raises(DataError, match=r"7 of 21 blocks took no part.*model\.layers\.1\.self_attn\.q_proj\.weight"):
+    ex = extractor_for(model)
+    measured = ex.measure(make_rows(2))
+    assert "7 blocks take no part in the loss, the first is 'model.layers.1.self_attn.q_proj.weight'" in ex.notes[0]
+    for block, norm in measured.norms.items():
+        assert (norm == 0).all() == block.startswith("model.layers.1."), block
+
+
+def test_a_linear_weight_that_is_used_past_its_module_is_refused(make_llama, make_rows):
+    model = make_llama()
+    up = model.model.layers[1].mlp.up_proj
+    model.model.layers[1].mlp.up_proj = Past(up)
+    with pytest.raises(
+        DataError, match=r"1 of 21 blocks took no part.*layers\.1\.mlp\.up_proj\.inner\.weight.*torch\.compile"
+    ):
         extractor_for(model).measure(make_rows(2))
+
+
+class Past(nn.Module):
+    """Uses a linear module's weight without calling the module, as a fused kernel does."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x @ self.inner.weight.T
 
 
 def test_scaled_logits_are_found_out_and_the_models_own_are_used(make_llama, make_rows):

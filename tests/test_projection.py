@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from graddiag.errors import UsageError
+from graddiag.gradients import Dense, Outer
 from graddiag.projection import Exact, LoGra, make_projector, probe_digest
 from graddiag.signals import Block
 
 SEEDS = 200
-Z = 3.0  # standard errors; 6 shapes are tested
+Z = 3.0  # standard errors; 8 shapes are tested
 
 
 def draws(block, w, h, dim, seeds):
@@ -22,12 +23,12 @@ def draws(block, w, h, dim, seeds):
     out = []
     for seed in range(seeds):
         p = LoGra(dim, seed)
-        a, b = (p.rows(block, torch.eye(block.shape[1])[None].double(), x.T[None]) for x in (w, h))
+        a, b = (p.rows(block, Dense(x[None])) for x in (w, h))
         out.append((a * b).sum().item())
     return np.array(out)
 
 
-@pytest.mark.parametrize("shape", [(48, 40), (12, 100), (100, 12), (5, 60), (60, 1), (3, 3)])
+@pytest.mark.parametrize("shape", [(48, 40), (12, 100), (100, 12), (5, 60), (60, 1), (3, 3), (200,), (4, 9, 20)])
 def test_inner_products_are_unbiased_over_seeds_for_every_shape(shape):
     rng = np.random.default_rng(0)
     w, h = (torch.from_numpy(rng.normal(size=shape)) for _ in range(2))
@@ -51,8 +52,8 @@ def test_the_variance_is_that_of_the_formula():
 
 def test_the_identity_where_nothing_is_shortened():
     block, p = Block("b", (4, 3)), LoGra(16)
-    a, g = torch.randn(2, 5, 3), torch.randn(2, 5, 4)
-    assert torch.equal(p.rows(block, a, g), Exact().rows(block, a, g))
+    outer = Outer(torch.randn(2, 5, 4), torch.randn(2, 5, 3), (5, 5))
+    assert torch.equal(p.rows(block, outer), Exact().rows(block, outer))
     assert p.size(block) == Exact().size(block) == 12
 
 
@@ -73,9 +74,12 @@ def test_matrices_do_not_depend_on_thread_or_order_and_longer_ones_begin_alike()
 
 def test_rows_of_a_split_batch_are_the_rows_of_the_batch():
     block, p = Block("b", (30, 20)), LoGra(16)
-    a, g = torch.randn(4, 6, 20).double(), torch.randn(4, 6, 30).double()
-    parts = torch.cat([p.rows(block, a[:1], g[:1]), p.rows(block, a[1:], g[1:])])
-    assert torch.allclose(parts, p.rows(block, a, g), rtol=1e-12)
+    left, right = torch.randn(4, 6, 30).double(), torch.randn(4, 6, 20).double()
+
+    def rows(at):
+        return p.rows(block, Outer(left[at], right[at], (6,) * len(left[at])))
+
+    assert torch.allclose(torch.cat([rows(slice(1)), rows(slice(1, 4))]), rows(slice(4)), rtol=1e-12)
 
 
 def test_a_probe_tells_projections_apart():
