@@ -28,7 +28,8 @@ smoke: .venv/.installed
 	$(PYTHON) -m venv .venv
 	touch $@
 
-# torch first and by its exact version: a range would take the newest build with gigabytes of CUDA.
+# torch first and by its exact version. Where pip's default build brings CUDA (x86 Linux), point PIP_EXTRA_INDEX_URL or
+# PIP_FIND_LINKS at a CPU build to save gigabytes.
 .venv/.installed: .venv/.venv setup.cfg constraints.txt
 	$(INSTALL) setuptools
 	$(INSTALL) torch==2.13.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,17 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from graddiag.signals import digest_of
 
+_NOT_OF_A_MODEL = (  # settings that name things or say how fast to compute, not what
+    "transformers_version",
+    "peft_version",
+    "_name_or_path",
+    "base_model_name_or_path",
+    "architectures",
+    "dtype",
+    "inference_mode",
+    "use_cache",
+    "_attn_implementation",
+)
 _NOT_OF_A_ROW = ("truncation", "padding")  # settings that any earlier call of the tokenizer may have left behind
 
 
@@ -22,6 +34,21 @@ def weights_digest(model: nn.Module) -> str:
     """
     parts = (f"{n} {p.dtype} {tuple(p.shape)} {_bytes_digest(p)}" for n, p in model.named_parameters())
     return digest_of(parts)
+
+
+def model_digest(model: nn.Module) -> str:
+    """A digest of the weights and of the settings that say how they are used, such as an adapter's scale."""
+    return digest_of([weights_digest(model), *_settings(model)])
+
+
+def _settings(model: nn.Module) -> Iterator[str]:
+    """The config and the adapters' configs as text, without names, versions and how attention is computed."""
+    config = getattr(model, "config", None)
+    adapters = getattr(model, "peft_config", None) or {}
+    for one in (config, *(adapters[name] for name in sorted(adapters))):
+        if one is not None:
+            kept = {k: v for k, v in one.to_dict().items() if k not in _NOT_OF_A_MODEL}
+            yield json.dumps(kept, sort_keys=True, default=str)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 NAME = "tiny"
 SEED = 20_240_601
 CONTEXT = 2048  # tokens
+DEFAULT_LENGTH = 1024  # tokens of a row unless more are asked for: smoke tests are to be quick
 HIDDEN = 32
 LAYERS = 4
 PAD, TURN, END = "<|pad|>", "<|im_start|>", "<|im_end|>"

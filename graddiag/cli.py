@@ -19,7 +19,7 @@ import click
 from graddiag import __version__
 from graddiag.errors import GraddiagError
 from graddiag.interrupt import Interrupted
-from graddiag.options import AGAINST, MEASURE, MODEL, OUTPUT, SAVE, Threshold, against, refuse_missing, together
+from graddiag.options import AGAINST, MEASURE, MODEL, OUTPUT, SAVE, Threshold, against, option, refuse_missing, together
 from graddiag.text import visible
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _silence_libraries() -> None:
 @click.argument("left")
 @click.argument("right")
 @together(AGAINST, MODEL, MEASURE, SAVE)
-@click.option("--no-figures", is_flag=True, help="Leave figures and page out.")
+@option("--no-figures", is_flag=True, help="Leave figures and page out.")
 @_common
 def compare(
     left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],
@@ -156,7 +156,7 @@ def extract(
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--no-figures", is_flag=True, help="Leave figures and page out.")
+@option("--no-figures", is_flag=True, help="Leave figures and page out.")
 @_common
 def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, thresholds: list[Threshold]) -> int:
     """The report of a RUN again, from saved signals; no model needed."""
@@ -185,7 +185,7 @@ def plan(
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 def verify(run: Path, *, as_json: bool) -> int:
     """Every shard of a RUN, or of a folder of signals, against its checksum."""
     from graddiag.store import verify_all
@@ -198,7 +198,7 @@ def verify(run: Path, *, as_json: bool) -> int:
 
 
 @main.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 def list_(*, as_json: bool) -> None:
     """Built-in models and sets, and what each needs."""
     from graddiag.data import BUILT_IN_SETS

@@ -65,8 +65,10 @@ def _matrix(result: CosineMatrix, audit: Audit) -> Exhibit:
 def _conflict(result: Conflict) -> Exhibit:
     reading = (
         "Each dot is the mean over pairs of the cosine of their two gradients in one block, with its 95 % interval: "
-        "below 0 the two framings pull the block in opposite directions. With so many blocks some intervals miss 0 by "
-        "chance; conflict/q of every block allows for that."
+        "below 0 the two framings pull the block in opposite directions. With so many blocks about one interval in 20 "
+        "misses its true value by chance. conflict/q of a block asks another question: whether "
+        "partners differ from other "
+        "pairs of their cluster."
     )
     if result.centered:
         reading += " The grand mean was subtracted, which by itself pushes these cosines below 0."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from graddiag.blocks import select_blocks
 from graddiag.data import Source, read_set
 from graddiag.encoding import Encoded, EncodedSet, batches, encode
-from graddiag.errors import DataError
+from graddiag.errors import DataError, UsageError
 from graddiag.extractor import Extractor
 from graddiag.mean_gradient import KnownMean, MeanGradient
-from graddiag.models import default_max_length, template_digest, tokenizer_digest, weights_digest
+from graddiag.models import default_max_length, model_context, model_digest, template_digest, tokenizer_digest
 from graddiag.progress import Progress
 from graddiag.projection import make_projector, probe_digest
 from graddiag.signals import PairProducts, Provenance, Signals, Space
@@ -135,7 +136,7 @@ def ready(
         tokenizer=tokenizer_digest(tokenizer),
         template=template_digest(tokenizer),
         target=target,
-        max_length=max_length or default_max_length(model),
+        max_length=_length(model, max_length),
         blocks=tuple(b.block for b in chosen),
         projection=projector.kind,
         dim=projector.dim,
@@ -146,11 +147,24 @@ def ready(
     provenance = Provenance(
         model=name or model.config.name_or_path or type(model).__name__,
         revision=revision or "",
-        weights=weights_digest(model),
+        weights=model_digest(model),
         data="",
         versions=tuple((v, importlib.metadata.version(v)) for v in VERSIONS_OF),
     )
     return Extractor(model, chosen, projector, space, provenance)
+
+
+def _length(model: PreTrainedModel, asked: int | None) -> int:
+    """The greatest number of tokens of a row. Raises UsageError where the model's context does not hold it."""
+    if asked is None:
+        return default_max_length(model)
+    try:
+        context = model_context(model)
+    except UsageError:  # it does not state one: what the user says must do
+        context = sys.maxsize
+    if not 2 <= asked <= context:
+        raise UsageError(f"--max-length {asked}: this model takes 2 to {context} tokens.")
+    return asked
 
 
 def stream(

@@ -48,7 +48,7 @@ class Measured:
         chosen = [rows[i] for i in index]
         at = np.array(index, dtype=np.int64)
         token_loss = tuple(self.token_loss[i] for i in index)
-        loss = np.array([x.mean() for x in token_loss])
+        loss = np.array([x.mean() for x in token_loss], dtype=np.float64)
         norms = {b: v[at] for b, v in self.norms.items()}
         return Signals(
             space=space,
@@ -59,9 +59,9 @@ class Measured:
             loss=loss,
             token_loss=token_loss,
             target_ids=tuple(r.tokens[r.start :].astype(np.int32) for r in chosen),
-            n_tokens=np.array([r.n_targets for r in chosen]),
-            length=np.array([len(r.tokens) for r in chosen]),
-            n_cut=np.array([r.n_cut for r in chosen]),
+            n_tokens=np.array([r.n_targets for r in chosen], dtype=np.int64),
+            length=np.array([len(r.tokens) for r in chosen], dtype=np.int64),
+            n_cut=np.array([r.n_cut for r in chosen], dtype=np.int64),
             finite=np.isfinite(loss) & np.all([np.isfinite(v) for v in norms.values()], axis=0),
             norms=norms,
             gradients={b: v[at] for b, v in self.gradients.items()},

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from graddiag.errors import DataError, ResourceError
+from graddiag.errors import DataError, ResourceError, UsageError
 
 Json = Mapping[str, object]
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> str:
@@ -42,6 +43,8 @@ def disk_named(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            raise UsageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
         if not full and "No space left" not in str(error):  # safetensors reports the system's words only
             raise
         raise ResourceError(
@@ -57,3 +60,18 @@ def read_json(path: Path) -> Json:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}). Restore it or extract the set again.") from error
     return content
+
+
+def check_sums(sidecar: Path) -> None:
+    """Raises DataError where a file that a sidecar lists is missing or is not what was written."""
+    wanted = read_json(sidecar)["sha256"]
+    assert isinstance(wanted, dict)
+    again = f"Delete {sidecar.name} beside it and give the same command again: its rows are computed anew."
+    for name, written in wanted.items():
+        file = sidecar.parent / name
+        if not file.is_file():
+            raise DataError(f"{file} is missing. {again}")
+        with file.open("rb") as f:
+            found = hashlib.file_digest(f, "sha256").hexdigest()
+        if found != written:
+            raise DataError(f"{file} is broken: its sha256 is {found[:12]}..., written was {written[:12]}.... {again}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from graddiag.blocks import Selected
 from graddiag.errors import DataError
-from graddiag.files import disk_named, write_atomically
+from graddiag.files import check_sums, disk_named, write_atomically, write_json
 from graddiag.signals import Reference, Signals
 
 
@@ -67,7 +67,8 @@ def save_mean(folder: Path, name: str, mean: MeanGradient, shards: int) -> None:
     counts = {"counts": json.dumps(mean.counts)}
     tensors = {k: v.contiguous() for k, v in mean.totals.items()}
     with disk_named(folder):
-        write_atomically(target, lambda p: save_file(tensors, p, metadata=counts))
+        digest = write_atomically(target, lambda p: save_file(tensors, p, metadata=counts))
+        write_json(target.with_suffix(".json"), {"sha256": {target.name: digest}})
 
 
 def forget_means(folder: Path, name: str, *, but: int | None = None) -> None:
@@ -75,13 +76,15 @@ def forget_means(folder: Path, name: str, *, but: int | None = None) -> None:
     for old in folder.glob(f"{name}-?????.safetensors"):
         if but is None or old.name != f"{name}-{but:05d}.safetensors":
             old.unlink()
+            old.with_suffix(".json").unlink(missing_ok=True)
 
 
 def load_mean(folder: Path, name: str, shards: int) -> MeanGradient | None:
     """The saved sum over exactly the first `shards` shards of a set, or None where there is none."""
     path = folder / f"{name}-{shards:05d}.safetensors"
-    if not path.is_file():
+    if not path.is_file() or not path.with_suffix(".json").is_file():
         return None
+    check_sums(path.with_suffix(".json"))
     with safe_open(path, framework="pt") as f:
         counts = json.loads(f.metadata()["counts"])
         return MeanGradient({k: f.get_tensor(k) for k in f.keys()}, counts)  # noqa: SIM118 - not a dict

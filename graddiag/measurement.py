@@ -15,7 +15,7 @@ from graddiag.interrupt import Interrupted, deferred_stop
 from graddiag.mean_gradient import KnownMean, MeanGradient, forget_means, load_mean, save_mean
 from graddiag.progress import Progress
 from graddiag.signals import PairProducts, Signals
-from graddiag.store import commit, describe, done_ids, prepare, read_pairs, read_signals
+from graddiag.store import commit, describe, done_ids, prepare, read_pairs, read_signals, restart
 
 SHARD_ROWS = 512
 SHARD_SECONDS = 60.0
@@ -57,7 +57,7 @@ def measure(
     mean = load_mean(place.mean, place.tables[0].name, shards) if place.mean and shards else None
     if place.mean and mean is None:
         mean = MeanGradient()
-        shards = prepare(manifests, overwrite=True)
+        shards = restart(manifests)
     todo = job.without(set(done_ids(place.tables[0])) | set(done_ids(place.tables[-1])))
     progress = Progress(" and ".join(s.name for s in job.sets), todo.tokens, quiet=quiet)
     chunks = stream(
@@ -117,11 +117,11 @@ def _manifests(extractor: Extractor, job: Job, place: Place, known: KnownMean | 
     reference = known.reference if known else None
     out = {}
     for one, path in zip(job.sets, place.tables, strict=True):
-        rows = [(r.id, r.digest) for r in one.rows]
+        rows = [(r.id, r.cluster, r.digest) for r in one.rows]
         out[path] = describe(extractor.space, extractor.provenance(one.name), reference, rows)
     if place.pairs:
         names = " and ".join(s.name for s in job.sets)
         both = [(job.rows[u[0]], job.rows[u[1]]) for u in job.units if len(u) == 2]
-        rows = [(a.id, f"{a.digest} {b.digest}") for a, b in both]
+        rows = [(a.id, a.cluster, f"{a.digest} {b.digest}") for a, b in both]
         out[place.pairs] = describe(extractor.space, extractor.provenance(names), None, rows)
     return out

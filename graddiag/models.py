@@ -26,7 +26,7 @@ from graddiag._checkpoint import (
     load_tokenizer,
     problems_named,
 )
-from graddiag._digests import template_digest, tokenizer_digest, weights_digest
+from graddiag._digests import model_digest, template_digest, tokenizer_digest, weights_digest
 from graddiag._quiet import quiet
 from graddiag.errors import DataError, UsageError
 
@@ -35,6 +35,8 @@ __all__ = [
     "BuiltInModel",
     "default_max_length",
     "load_model",
+    "model_context",
+    "model_digest",
     "template_digest",
     "tokenizer_digest",
     "weights_digest",
@@ -98,7 +100,7 @@ def load_model(
     return nn.Module.eval(model), tokenizer
 
 
-def default_max_length(model: PreTrainedModel) -> int:
+def model_context(model: PreTrainedModel) -> int:
     """The model's context, in tokens. Raises UsageError for a model that does not state it."""
     length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(length, int) or length < 1:
@@ -106,6 +108,12 @@ def default_max_length(model: PreTrainedModel) -> int:
             "The model's config states no max_position_embeddings. Give the length of a row with --max-length."
         )
     return length
+
+
+def default_max_length(model: PreTrainedModel) -> int:
+    """Tokens of a row unless the user says otherwise: the model's context, or less for `tiny`, to be quick."""
+    context = model_context(model)
+    return min(context, _tiny.DEFAULT_LENGTH) if model.config.name_or_path == _tiny.NAME else context
 
 
 def _find_place(name: str | Path, revision: str | None, trust_remote_code: bool) -> Place:

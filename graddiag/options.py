@@ -113,8 +113,8 @@ OUTPUT = together(
         metavar="FILE",
         help="Options from a TOML file (not there yet).",
     ),
-    click.option("-v", "--verbose", is_flag=True, help="Say more: tracebacks, and warnings of libraries."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress."),
+    option("--verbose", "-v", is_flag=True, help="Say more: warnings of libraries."),
+    option("--quiet", "-q", is_flag=True, help="No progress."),
 )
 
 

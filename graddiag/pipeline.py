@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from graddiag.encoding import EncodedSet, match_targets
 from graddiag.errors import UsageError
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, Job, check_finite
 from graddiag.extractor import Extractor
+from graddiag.files import disk_named, write_json
 from graddiag.mean_gradient import KnownMean
 from graddiag.measurement import Place, measure
 from graddiag.planning import Plan, plan
-from graddiag.preparation import How, Input, prepare
-from graddiag.reporting import Analysis, Result, conclude, save_run
+from graddiag.preparation import NOTES_FILE, How, Input, prepare
+from graddiag.reporting import Analysis, Result, conclude, engine_notes, save_run
 from graddiag.signals import PairProducts, Signals
 
 PAIRS = ("exact", "projected")
@@ -53,17 +55,19 @@ def compare(
     prepared = prepare(_roles(left, right, safety, controls), **how)
     names = (prepared.name("left"), prepared.name("right"), prepared.model)
     folder = Path(out) if out else default_out(*names)
-    tables, notes, products = dict(prepared.saved), list(prepared.notes), None
+    tables, products = dict(prepared.saved), None
+    engine: tuple[str, ...] = ()
     if prepared.extractor:
         run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
         measured, products = run.all(prepared.encoded, exact_pairs=pairs == "exact")
         tables |= measured
-        notes += prepared.extractor.notes
+        engine = tuple(dict.fromkeys((*prepared.extractor.notes, *(() if overwrite else engine_notes(folder)))))
     kept = Analysis(
         center=center,
         seed=how.get("seed", 0),
         controls=tuple(controls or {}),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(prepared.notes)),
+        engine=engine,
         command=command,
         exact_pairs=products is not None,
     )
@@ -98,6 +102,8 @@ def extract_to(
     run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
     chunk, _ = run.measure(Job.single(prepared.encoded["set"]), Place((folder,)), None)
     notes = (*prepared.notes, *prepared.extractor.notes)
+    with disk_named(folder):
+        write_json(folder / NOTES_FILE, {"notes": notes})
     return Extracted(folder, chunk.tables[0], (*chunk.tables[0].warnings, *notes))
 
 
@@ -173,5 +179,8 @@ class _Run:
 
 
 def _roles(left: Input, right: Input, safety: Input | None, controls: Mapping[str, Input] | None) -> dict[str, Input]:
+    for name in controls or {}:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise UsageError(f"A control set cannot be called {name!r}: use letters, digits, '_', '-' and '.'.")
     roles = {"left": left, "right": right} | ({"safety": safety} if safety is not None else {})
     return roles | {f"control-{name}": one for name, one in (controls or {}).items()}

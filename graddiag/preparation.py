@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -14,11 +14,13 @@ from graddiag.encoding import EncodedSet, encode
 from graddiag.errors import UsageError
 from graddiag.extraction import ready
 from graddiag.extractor import Extractor
+from graddiag.files import read_json
 from graddiag.models import load_model
 from graddiag.signals import Signals, check_same_space
 from graddiag.store import is_store, read_signals
 
 Input = Source | Signals
+NOTES_FILE = "notes.json"
 _CLUSTERED = ("left", "right", "set")  # the option `cluster` speaks of their columns and row numbers
 Model = PreTrainedModel | str | Path
 
@@ -69,13 +71,19 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
     """
     limit, skip = how.get("limit"), how.get("skip_bad_rows", False)
     saved = {role: table for role, one in sources.items() if (table := _saved(one, limit)) is not None}
+    if saved and not saved.keys() - _CLUSTERED and how.get("cluster"):
+        raise UsageError(
+            "--cluster is for sets that are measured now: saved signals keep the clusters they were saved with."
+        )
     sets: dict[str, ExampleSet] = {}
     for role, one in sources.items():
         if role not in saved and not isinstance(one, Signals):
             cluster = how.get("cluster") if role in _CLUSTERED else None
-            sets[role] = read_set(one, limit=limit, cluster=cluster, skip_bad_rows=skip)
+            read = read_set(one, limit=limit, cluster=cluster, skip_bad_rows=skip)
+            sets[role] = replace(read, name=role) if read.name == "examples" and role != "set" else read
     name = model_name(how.get("model", "smollm2"))
     notes = [n for s in sets.values() for n in s.notes]
+    notes += [n for role in saved for n in _saved_notes(sources[role])]
     if not sets:
         return Prepared(saved, {}, None, name, tuple(notes))
     model, tokenizer = _loaded(**how)
@@ -107,6 +115,16 @@ def model_name(model: Model) -> str:
     return model.config.name_or_path or type(model).__name__
 
 
+def _saved_notes(one: Input) -> list[str]:
+    """What was noted when a folder of signals was made, such as rows left out."""
+    path = Path(one) / NOTES_FILE if isinstance(one, (str, Path)) else None
+    if path is None or not path.is_file():
+        return []
+    notes = read_json(path)["notes"]
+    assert isinstance(notes, list)
+    return notes
+
+
 def _saved(one: Input, limit: int | None) -> Signals | None:
     if isinstance(one, Signals):
         table = one
@@ -130,4 +148,7 @@ def _loaded(**how: Unpack[How]) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
         return loaded, tokenizer or own
     if tokenizer is None:
         raise UsageError("A model object needs its tokenizer: compare(..., model=model, tokenizer=tokenizer).")
+    for option in ("dtype", "device", "revision", "trust_remote_code"):
+        if how.get(option):
+            raise UsageError(f"{option}={how[option]!r} says how a model is loaded, and this one is loaded already.")
     return model, tokenizer

@@ -20,7 +20,7 @@ from graddiag.files import write_atomically
 from graddiag.page import Page, render_page
 from graddiag.plotting import plot, render
 from graddiag.rules import Setting
-from graddiag.signals import Signals
+from graddiag.signals import Provenance, Signals
 from graddiag.tables import Table, block_table, pair_table, row_table, summary_table, to_csv
 from graddiag.text import visible
 from graddiag.verdict import verdict
@@ -28,6 +28,11 @@ from graddiag.verdict import verdict
 SCHEMA = 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
 Json = Mapping[str, object]
+_ENDS = ("", "/low", "/high")
+ALIGNMENT_KEYS = (  # there also where no safety set is given, and then undefined
+    *(f"alignment/{side}{end}" for side in ("left", "right", "difference") for end in _ENDS),
+    "alignment/difference/p",
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,13 @@ class Findings:
 
     def summary(self) -> dict[str, float | None]:
         """The flat keys of all results; undefined is None."""
-        return {k: v for result in self._results for k, v in result.summary().items()}
+        found = {k: v for result in self._results for k, v in result.summary().items()}
+        return found | {k: None for k in ALIGNMENT_KEYS if k not in found}
 
     def kinds(self) -> dict[str, str]:
         """For each key, whether it is "exact", "projected" or of the "loss"."""
-        return {k: v for result in self._results for k, v in result.kinds().items()}
+        found = {k: v for result in self._results for k, v in result.kinds().items()}
+        return found | {k: "exact" for k in ALIGNMENT_KEYS if k not in found}
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
         """The same keys per block, in model order, where they make sense."""
@@ -122,8 +129,8 @@ def setting_of(findings: Findings) -> Setting:
     safety = findings.safety.provenance if findings.safety is not None else None
     others = (role for role, t in tables.items() if safety is not None and t.provenance.weights != safety.weights)
     return Setting(
-        left=f"{left.data} ({left.model})" if same else left.data,
-        right=f"{right.data} ({right.model})" if same else right.data,
+        left=_side(left, "left", left.model != right.model) if same else left.data,
+        right=_side(right, "right", left.model != right.model) if same else right.data,
         safety=None if safety is None else safety.data,
         controls=tuple(findings.controls),
         differs=comparison.differs,
@@ -131,6 +138,11 @@ def setting_of(findings: Findings) -> Setting:
         centered=findings.conflict.centered,
         kinds=findings.kinds(),
     )
+
+
+def _side(one: Provenance, side: str, by_model: bool) -> str:
+    """What a set is called that has the name of the other side's: by its model if that differs, else by its side."""
+    return f"{one.data} ({one.model if by_model else side})"
 
 
 def _tables(findings: Findings) -> dict[str, Table]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
-from graddiag.files import write_json
+from graddiag.files import read_json, write_json
 from graddiag.report import Findings, Report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
@@ -39,6 +38,7 @@ class Analysis:
     seed: int = 0
     controls: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    engine: tuple[str, ...] = ()
     command: str = ""
     exact_pairs: bool = False
 
@@ -53,10 +53,12 @@ def report(run: str | Path, *, figures: bool = True) -> Result:
         raise DataError(
             f"{folder} is not a finished run ({RUN_FILE} is missing). Give the compare command again to finish it."
         )
-    content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    tables = {role: read_signals(folder / role) for role in content["tables"]}
-    kept = content["analysis"]
-    analysis = Analysis(**kept | {k: tuple(kept[k]) for k in ("controls", "notes")})
+    content = read_json(folder / RUN_FILE)
+    roles, kept = content["tables"], content["analysis"]
+    assert isinstance(roles, list)
+    assert isinstance(kept, dict)
+    tables = {role: read_signals(folder / role) for role in roles}
+    analysis = Analysis(**kept | {k: tuple(kept[k]) for k in ("controls", "notes", "engine")})
     products = read_pairs(folder / "pairs") if analysis.exact_pairs else None
     return conclude(tables, products, analysis, folder, figures=figures)
 
@@ -85,9 +87,46 @@ def conclude(
         audit=audit(comparison, safety, controls),
         matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),
         command=analysis.command,
-        warnings=(*comparison.warnings, *(w for t in others for w in t.warnings), *analysis.notes),
+        warnings=(
+            *comparison.warnings,
+            *(w for t in others for w in t.warnings),
+            *_overlaps(tables),
+            *analysis.notes,
+            *analysis.engine,
+        ),
     )
     return Result(findings, write_report(findings, folder, figures=figures), folder)
+
+
+def _overlaps(tables: Mapping[str, Signals]) -> list[str]:
+    """Warnings of rows that are compared with themselves: in the safety set, or in a control that is a side."""
+    out = []
+    known = set(tables["safety"].digests) if "safety" in tables else set()
+    for role, table in tables.items():
+        shared = known.intersection(table.digests)
+        if role != "safety" and shared:
+            name = table.provenance.data
+            out.append(
+                f"{name}: {len(shared)} of {len(table)} rows are in the safety set too; a row is "
+                "always aligned with a mean that holds it."
+            )
+    for role, table in tables.items():
+        for side in ("left", "right"):
+            if role.startswith("control-") and set(table.digests) & set(tables[side].digests):
+                out.append(
+                    f"The control {table.provenance.data} shares rows with "
+                    f"{tables[side].provenance.data} and is no control for it."
+                )
+    return out
+
+
+def engine_notes(folder: Path) -> tuple[str, ...]:
+    """What an earlier call of the same run noted about how it measured; its signals are still those."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return ()
+    kept = read_json(path)["analysis"]
+    return tuple(kept["engine"]) if isinstance(kept, dict) and "engine" in kept else ()
 
 
 def save_run(

@@ -192,7 +192,7 @@ LIMITS = (
         lambda f: f.setting.centered,
     ),
     Limit("no clusters", "There are no pairs: nothing paired is claimed.", lambda f: f.n_clusters == 0),
-    Limit("one cluster", "One cluster: intervals and p are undefined.", lambda f: f.n_clusters == 1),
+    Limit("one cluster", "One cluster: intervals and the p of sign flips are undefined.", lambda f: f.n_clusters == 1),
     Limit(
         f"too few clusters for any p below {ALPHA}",
         "Few clusters ({facts.n_clusters}): sign flips give no p below {facts.smallest_p:.3g}; none is claimed.",

@@ -76,14 +76,16 @@ def jackknife(
 
     `replicates[c]` is the statistic without cluster c. Half-width `t(C - 1) sqrt((C - 1)/C sum_c (replicate_c -
     value)^2)`: the variance CV3 of MacKinnon, Nielsen and Webb (2023, arXiv 2301.04527). NaN where C < 2 or a
-    replicate is undefined. Value and interval are cut at `bounds`.
+    replicate is undefined, or where the interval lies wholly outside `bounds`, at which value and interval are cut: an
+    interval of no width would read as certainty.
     """
     n = len(replicates)
     low = high = math.nan
     if n > 1:
         error = math.sqrt((n - 1) / n * float(((replicates - value) ** 2).sum()))
         half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
-        low, high = float(np.clip(value - half, *bounds)), float(np.clip(value + half, *bounds))
+        if value + half > bounds[0] and value - half < bounds[1]:
+            low, high = float(np.clip(value - half, *bounds)), float(np.clip(value + half, *bounds))
     return Estimate(float(np.clip(value, *bounds)), low, high)
 
 

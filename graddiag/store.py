@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,19 +13,19 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from graddiag.errors import DataError
-from graddiag.files import Json, disk_named, read_json, write_atomically, write_json
+from graddiag.files import Json, check_sums, disk_named, read_json, write_atomically, write_json
 from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_SCALARS = ("loss", "n_tokens", "length", "n_cut", "finite")
+_SCALARS = {"loss": np.float64, "n_tokens": np.int64, "length": np.int64, "n_cut": np.int64, "finite": np.bool_}
 _TEXTS = ("ids", "clusters", "digests")
 
 
 def describe(
-    space: Space, provenance: Provenance, reference: Reference | None, rows: Sequence[tuple[str, str]]
+    space: Space, provenance: Provenance, reference: Reference | None, rows: Sequence[tuple[str, str, str]]
 ) -> Json:
-    """The manifest of a table: everything that its numbers depend on, and its rows (id, digest) in order."""
+    """The manifest of a table: everything that its numbers depend on, and its rows (id, cluster, digest) in order."""
     return {
         "schema": SCHEMA,
         "space": asdict(space),
@@ -45,14 +44,17 @@ def prepare(stores: Mapping[Path, Json], *, overwrite: bool = False) -> int:
     """Makes the folders of a group of stores ready, and says how many shards of an interrupted run they already hold.
 
     The stores of a group are written together; a shard that is not complete in all of them is removed. Raises DataError
-    where a folder holds something measured otherwise, with the fields that differ.
+    where a folder holds something measured otherwise, with the fields that differ; with `overwrite`, only such a
+    folder is
+    emptied, so that an interrupted run continues under the same command.
     """
     for path, manifest in stores.items():
-        if overwrite:
+        different = _differences(read_json(path / MANIFEST), manifest) if is_store(path) else []
+        if different and not overwrite:
+            raise _something_else(path, different)
+        if different:
+            (path / MANIFEST).unlink()  # first: without it the shards do not count
             _remove_shards(path, keep=0)
-            (path / MANIFEST).unlink(missing_ok=True)
-        if is_store(path):
-            _refuse_other(path, read_json(path / MANIFEST), manifest)
     complete = min(_contiguous(path) if is_store(path) else 0 for path in stores)
     for path, manifest in stores.items():
         with disk_named(path):
@@ -61,6 +63,13 @@ def prepare(stores: Mapping[Path, Json], *, overwrite: bool = False) -> int:
             if not is_store(path):
                 write_json(path / MANIFEST, manifest)
     return complete
+
+
+def restart(stores: Mapping[Path, Json]) -> int:
+    """Forgets the shards of a group of stores; 0, the shards they hold then."""
+    for path in stores:
+        _remove_shards(path, keep=0)
+    return 0
 
 
 def commit(number: int, tables: Mapping[Path, Signals | PairProducts]) -> None:
@@ -86,15 +95,18 @@ def commit(number: int, tables: Mapping[Path, Signals | PairProducts]) -> None:
 
 def save_signals(path: Path, signals: Signals, *, overwrite: bool = False) -> None:
     """Saves a whole table as one shard; saving the same table again changes nothing."""
-    rows = list(zip(signals.ids, signals.digests, strict=True))
+    rows = list(zip(signals.ids, signals.clusters, signals.digests, strict=True))
     manifest = describe(signals.space, signals.provenance, signals.reference, rows)
     if prepare({path: manifest}, overwrite=overwrite) == 0:
         commit(0, {path: signals})
 
 
 def done_ids(path: Path) -> list[str]:
-    """Ids of the rows in a store's complete shards."""
-    return [i for n in range(_contiguous(path)) for i in _read_columns(path, n)["ids"]]
+    """Ids of the rows in a store's complete shards. Raises DataError for a broken one."""
+    numbers = range(_contiguous(path))
+    for n in numbers:
+        check_sums(path / f"shard-{n:05d}.json")
+    return [i for n in numbers for i in _read_columns(path, n)["ids"]]
 
 
 def read_signals(path: Path) -> Signals:
@@ -112,7 +124,7 @@ def read_signals(path: Path) -> Signals:
         )
     whole = Signals.concat(parts)
     where = {i: k for k, i in enumerate(whole.ids)}
-    return whole.take([where[i] for i, _ in rows])
+    return whole.take([where[i] for i, *_ in rows])
 
 
 def read_pairs(path: Path) -> PairProducts:
@@ -120,7 +132,7 @@ def read_pairs(path: Path) -> PairProducts:
     _manifest(path)
     parts = []
     for n in range(_contiguous(path)):
-        _check_sums(path, n)
+        check_sums(path / f"shard-{n:05d}.json")
         arrays = load_file(path / f"shard-{n:05d}.safetensors")
         parts.append(
             PairProducts(
@@ -134,18 +146,22 @@ def read_pairs(path: Path) -> PairProducts:
 
 def verify(path: Path) -> list[str]:
     """What is wrong with a store, one line per problem; empty if every shard has its checksum and no row is missing."""
-    problems = []
+    problems: list[str] = []
     rows: Sequence[object] = _manifest(path)["rows"]  # type: ignore[assignment]
     numbers = sorted(int(p.stem.split("-")[1]) for p in path.glob("shard-*.json"))
-    for n in numbers:
-        try:
-            _check_sums(path, n)
-        except DataError as error:
-            problems.append(str(error))
+    problems += [p for n in numbers if (p := _problem(path / f"shard-{n:05d}.json"))]
     have = sum(int(read_json(path / f"shard-{n:05d}.json")["rows"]) for n in numbers)  # type: ignore[call-overload]
     if have != len(rows):
         problems.append(f"{path} holds {have} of {len(rows)} rows.")
     return problems
+
+
+def _problem(sidecar: Path) -> str:
+    try:
+        check_sums(sidecar)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def verify_all(path: Path) -> dict[Path, list[str]]:
@@ -156,7 +172,11 @@ def verify_all(path: Path) -> dict[Path, list[str]]:
     stores = [path] if is_store(path) else sorted(p.parent for p in path.glob(f"*/{MANIFEST}"))
     if not stores:
         raise DataError(f"{path} holds no saved signals, nor do its folders. Give the folder of a run.")
-    return {p: verify(p) for p in stores}
+    checked = {p: verify(p) for p in stores}
+    means = path / "means"
+    if means.is_dir():
+        checked[means] = [p for s in sorted(means.glob("*.json")) if (p := _problem(s))]
+    return checked
 
 
 def _pack(table: Signals | PairProducts) -> tuple[dict[str, np.ndarray], dict[str, object]]:
@@ -173,7 +193,7 @@ def _pack(table: Signals | PairProducts) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def _unpack(path: Path, number: int, space: Space, provenance: Provenance, reference: Reference | None) -> Signals:
-    _check_sums(path, number)
+    check_sums(path / f"shard-{number:05d}.json")
     arrays = load_file(path / f"shard-{number:05d}.safetensors")
     columns = _read_columns(path, number)
     borders = np.cumsum(np.array(columns["n_tokens"], dtype=np.int64))[:-1]
@@ -182,7 +202,7 @@ def _unpack(path: Path, number: int, space: Space, provenance: Provenance, refer
         provenance=provenance,
         reference=reference,
         **{k: tuple(columns[k]) for k in _TEXTS},  # type: ignore[arg-type]
-        **{k: np.array(columns[k]) for k in _SCALARS},  # type: ignore[arg-type]
+        **{k: np.array(columns[k], dtype=dtype) for k, dtype in _SCALARS.items()},  # type: ignore[arg-type]
         token_loss=tuple(np.split(arrays["token_loss"], borders)),
         target_ids=tuple(np.split(arrays["target_ids"], borders)),
         norms={b.name: arrays[f"norms/{b.name}"] for b in space.blocks},
@@ -216,15 +236,20 @@ def _manifest(path: Path) -> Json:
     return manifest
 
 
-def _refuse_other(path: Path, found: Json, wanted: Json) -> None:
+def _differences(found: Json, wanted: Json) -> list[str]:
+    """A line per field in which two manifests differ: saved | asked for now."""
     a, b = _flat(found), _flat(json.loads(json.dumps(wanted)))
-    different = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-    if different:
-        lines = "\n".join(f"  {k}: {_short(a.get(k))}  |  {_short(b.get(k))}" for k in different[:12])
-        raise DataError(
-            f"{path} holds signals of something else. Saved | asked for now:\n{lines}\n"
-            "Choose another --out, or give --overwrite to replace them."
-        )
+    return [
+        f"  {k}: {_short(a.get(k))}  |  {_short(b.get(k))}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
+    ]
+
+
+def _something_else(path: Path, different: Sequence[str]) -> DataError:
+    lines = "\n".join(different[:12])
+    return DataError(
+        f"{path} holds signals of something else. Saved | asked for now:\n{lines}\n"
+        "Choose another --out, or give --overwrite to replace them."
+    )
 
 
 def _flat(content: Json) -> dict[str, object]:
@@ -257,27 +282,3 @@ def _remove_shards(path: Path, *, keep: int) -> None:
 
 def _read_columns(path: Path, number: int) -> dict[str, Sequence[str]]:
     return pq.read_table(path / f"shard-{number:05d}.parquet").to_pydict()  # type: ignore[no-any-return]
-
-
-def _check_sums(path: Path, number: int) -> None:
-    sidecar = read_json(path / f"shard-{number:05d}.json")
-    for name, wanted in sidecar["sha256"].items():  # type: ignore[attr-defined]
-        file = path / name
-        if not file.is_file():
-            raise DataError(
-                f"{file} is missing. Delete {sidecar_name(number)} beside it and give the same "
-                "command again: the rows from there on are computed anew."
-            )
-        with file.open("rb") as f:
-            found = hashlib.file_digest(f, "sha256").hexdigest()
-        if found != wanted:
-            raise DataError(
-                f"{file} is broken: its sha256 is {found[:12]}..., written was {str(wanted)[:12]}.... "
-                f"Delete {sidecar_name(number)} beside it and give the same command again: the rows "
-                "from there on are computed anew."
-            )
-
-
-def sidecar_name(number: int) -> str:
-    """The file whose presence makes a shard count."""
-    return f"shard-{number:05d}.json"

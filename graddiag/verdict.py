@@ -45,13 +45,15 @@ class _Reader:
         effect = self.number("loss_gap/effect_size")
         small = ["small effect"] if abs(effect) < SMALL_EFFECT else []
         evidence = self.evidence("difference", "loss_gap/mean")
-        numbers = f"{_interval(evidence)} nats/token, {_p(evidence)}, d_z = {effect:+.2f}"
+        size = "d_z undefined" if math.isnan(effect) else f"d_z = {effect:+.2f}"
+        numbers = f"{_interval(evidence)} nats/token, {_p(evidence)}, {size}"
         return _line(f"Loss of {self.left} minus {self.right}", evidence, numbers, *small)
 
     def paired(self) -> str:
         evidence = self.evidence("paired", "conflict/paired_cosine")
         negative = self.number("conflict/negative_fraction")
-        share = "" if math.isnan(negative) else f"; {100 * negative:.0f} % of pairs below 0"
+        n = self.number("pairs/n")
+        share = "" if math.isnan(negative) else f"; {negative * n:.0f} of {n:.0f} pairs below 0"
         others = f"non-partners of a cluster {number(evidence.strangers)}{share}"
         numbers = f"{_interval(evidence)}, {_p(evidence)}; {others}"
         return _line("Cosine of a pair's gradients", evidence, numbers)
@@ -64,7 +66,8 @@ class _Reader:
 
     def framing(self) -> str:
         evidence = self.evidence("length", "framing/consistency")
-        numbers = f"consistency {evidence.value:.2f}, by chance 1, {_p(evidence)}"
+        chance = self.number("framing/consistency_null")
+        numbers = f"consistency {evidence.value:.2f}, under sign flips {chance:.2f}, {_p(evidence)}"
         return _line("Mean framing gradient (left minus right)", evidence, numbers)
 
     def framing_and_safety(self) -> str:

@@ -81,7 +81,7 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
         ),
         *(f"conflict/{k}" for k in ("within_left", "within_right", "across", "mean_gradient_cosine")),
         *(f"conflict/mean_gradient_cosine_corrected{k}" for k in ("", "/low", "/high")),
-        *("framing/consistency", "framing/p"),
+        *("framing/consistency", "framing/consistency_null", "framing/p"),
         *(f"framing/safety_cosine{k}" for k in ("", "/low", "/high")),
         *(
             f"alignment/{n}{k}"

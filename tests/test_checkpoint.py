@@ -132,7 +132,7 @@ def test_an_adapter_goes_on_the_built_in_model_it_names(adapter: Path, tiny: Loa
     lora = [n for n in parameter_names(model) if "lora_" in n]
     assert len(lora) == 2 * 2 * 4  # A and B of two modules in four layers
     assert len(parameter_names(model)) == len(parameter_names(tiny[0])) + len(lora)
-    assert default_max_length(model) == 2048
+    assert default_max_length(model) == 1024
 
 
 def test_an_adapter_on_a_folder_computes_what_it_does_on_the_built_in_model(adapter: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference_statistics as slow
-from tables import BLOCKS, RECIPE, Recipe, compared, draw, four_tables, random_pair, table_of
+from tables import BLOCKS, RECIPE, Recipe, compared, draw, four_tables, random_pair, random_table, table_of
 
 from graddiag.analyzers import framing
 from graddiag.statistics import smallest_p
@@ -45,7 +45,7 @@ def test_a_framing_that_always_pushes_the_same_way_is_as_consistent_as_there_are
     got = framing(compared(table_of(pushed), table_of(full, name="right")))
     assert got.overall.consistency == pytest.approx(12)
     assert got.overall.p == smallest_p(4)
-    assert "framing/safety_cosine" not in got.summary()
+    assert got.summary()["framing/safety_cosine"] is None
 
 
 def test_framings_that_cancel_point_nowhere() -> None:
@@ -56,3 +56,16 @@ def test_framings_that_cancel_point_nowhere() -> None:
     got = framing(compared(table_of(full), table_of(base, name="right")), four_tables()["safety"].signals)
     assert got.overall.consistency == pytest.approx(0, abs=1e-12)
     assert got.summary()["framing/safety_cosine"] is None
+
+
+def test_the_mean_consistency_over_sign_flips_of_clusters_is_the_null_that_is_printed() -> None:
+    sides = [random_table(Recipe(clusters=4, cluster_effect=2.0, cluster_seed=k), name=str(k), seed=k) for k in (1, 2)]
+    left, right = sides
+    comparison = compared(left, right)
+    found = framing(comparison)
+    d = left.projected() - right.projected()
+    rng = np.random.default_rng(0)
+    flips = rng.choice([-1.0, 1.0], size=(20_000, 4))[:, comparison.clusters]
+    drawn = ((flips @ d) ** 2).sum(1) / (d**2).sum()
+    assert found.overall.consistency_null == pytest.approx(drawn.mean(), abs=4 * drawn.std() / np.sqrt(len(drawn)))
+    assert found.overall.consistency_null > 1.2, "pairs of a cluster agree"

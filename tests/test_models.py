@@ -36,7 +36,7 @@ from transformers import BloomConfig, BloomForCausalLM, LlamaForCausalLM
 from transformers.utils import logging
 
 from graddiag.errors import DataError, UsageError
-from graddiag.models import BUILT_IN_MODELS, default_max_length, load_model, weights_digest
+from graddiag.models import BUILT_IN_MODELS, default_max_length, load_model, model_context, weights_digest
 
 
 class Elsewhere(TypedDict):
@@ -122,7 +122,8 @@ def test_tiny_ends_turns_and_pads_with_tokens_of_their_own_and_has_a_context_of_
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    assert default_max_length(model) == tokenizer.model_max_length == 2048
+    assert model_context(model) == tokenizer.model_max_length == 2048
+    assert default_max_length(model) == 1024
 
 
 # Nothing outside the model moves

@@ -226,11 +226,51 @@ def test_a_plan_writes_nothing_and_counts_what_a_run_has(tmp_path, tiny, monkeyp
 def test_every_saved_folder_of_a_run_verifies(tmp_path, tiny):
     run(tmp_path, tiny)
     checked = verify_all(tmp_path)
-    assert {p.name for p in checked} == {"left", "right", "pairs", "safety", "control-benign"}
+    assert {p.name for p in checked} == {"left", "right", "pairs", "safety", "control-benign", "means"}
     assert not any(checked.values())
     shard = tmp_path / "safety" / "shard-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert "broken" in verify_all(tmp_path)[tmp_path / "safety"][0]
+
+
+def test_a_broken_mean_gradient_is_found_and_made_again_once_it_is_gone(tmp_path, tiny):
+    first = run(tmp_path, tiny)
+    mean = next((tmp_path / "means").glob("*.safetensors"))
+    raw = bytearray(mean.read_bytes())
+    raw[-3] ^= 1
+    mean.write_bytes(raw)
+    assert "broken" in verify_all(tmp_path)[tmp_path / "means"][0]
+    with pytest.raises(DataError, match=r"is broken.*Delete safety-00001\.json"):
+        run(tmp_path, tiny)
+    mean.with_suffix(".json").unlink()
+    assert run(tmp_path, tiny).summary() == first.summary()
+
+
+def test_a_changed_cluster_is_refused_and_overwriting_the_same_measures_nothing(tmp_path, tiny, monkeypatch):
+    run(tmp_path, tiny)
+    with pytest.raises(DataError, match=r"something else"):
+        run(tmp_path, tiny, cluster="mod:3")
+    monkeypatch.setattr(extraction.Extractor, "measure", lambda *_, **__: pytest.fail("measured again"))
+    run(tmp_path, tiny, overwrite=True)
+
+
+def test_sets_that_share_rows_with_safety_are_told_of(tmp_path, tiny):
+    found = run(tmp_path, tiny, controls={"same": rows_of("insecure", 3)}, left=rows_of("safety", 4))
+    text = " ".join(found.report.warnings)
+    assert "left: 4 of 4 rows are in the safety set too" in text
+    found = run(tmp_path / "b", tiny, controls={"same": rows_of("insecure", 3)})
+    assert "shares rows with left" in " ".join(found.report.warnings)
+
+
+def test_impossible_lengths_names_and_settings_are_refused(tmp_path, tiny):
+    with pytest.raises(UsageError, match="--max-length 5000: this model takes 2 to 2048 tokens"):
+        run(tmp_path, tiny, max_length=5000)
+    with pytest.raises(UsageError, match=r"cannot be called 'a/b'"):
+        run(tmp_path, tiny, controls={"a/b": rows_of("benign", 2)})
+    with pytest.raises(UsageError, match="loaded already"):
+        run(tmp_path, tiny, dtype="bfloat16")
+    with pytest.raises(UsageError, match="cannot be written"):
+        run("/dev/null/x", tiny)
 
 
 def test_projected_pairs_and_centring_are_options_that_the_report_names(tmp_path, tiny):

@@ -120,7 +120,7 @@ def test_a_number_without_an_interval_is_shown_but_not_measurable() -> None:
     one_cluster = _summary(loss_gap__low=None, loss_gap__high=None, loss_gap__p=None, pairs__clusters=1)
     lines = verdict(one_cluster, SETTING)
     assert "not measurable (+0.010 [no interval] nats/token, p undefined" in _line(lines, "Loss of")
-    assert "One cluster: intervals and p are undefined." in lines
+    assert "One cluster: intervals and the p of sign flips are undefined." in lines
 
 
 def test_sides_that_differ_in_data_and_model_are_confounded() -> None:

@@ -31,11 +31,15 @@ class FramingScope:
     """The framing gradient d = g_left - g_right of one block, or of all blocks as one vector; projected.
 
     `consistency` is `||sum d||^2 / sum ||d||^2`: n where all pairs agree, 1 for independent directions, 0 where they
-    cancel. `p` is that of sign flips of clusters. `safety_cosine` is the cosine of the mean d with the mean safety
+    cancel. `consistency_null` is its mean over sign flips of clusters, `sum_c ||sum_{i in c} d_i||^2 / sum ||d||^2`:
+    more
+    than 1 where the pairs of a cluster agree. `p` is that of the sign flips. `safety_cosine` is the cosine of the
+    mean d with the mean safety
     gradient; its interval is given this safety set.
     """
 
     consistency: float
+    consistency_null: float
     p: float
     safety_cosine: Estimate
 
@@ -66,13 +70,14 @@ class Framing:
         return dict.fromkeys(self.summary(), "exact" if self.projection == "exact" else "projected")
 
     def _keys(self, scope: FramingScope) -> dict[str, float | None]:
-        values = {"framing/consistency": scope.consistency, "framing/p": scope.p}
-        if self.safety_name is not None:
-            values |= {
-                "framing/safety_cosine": scope.safety_cosine.value,
-                "framing/safety_cosine/low": scope.safety_cosine.low,
-                "framing/safety_cosine/high": scope.safety_cosine.high,
-            }
+        values = {
+            "framing/consistency": scope.consistency,
+            "framing/consistency_null": scope.consistency_null,
+            "framing/p": scope.p,
+            "framing/safety_cosine": scope.safety_cosine.value,
+            "framing/safety_cosine/low": scope.safety_cosine.low,
+            "framing/safety_cosine/high": scope.safety_cosine.high,
+        }
         return {k: optional(v) for k, v in values.items()}
 
 
@@ -94,8 +99,10 @@ class _Sums:
         )
 
     def scope(self, p: float) -> FramingScope:
-        consistency = float(self.gram.sum()) / self.squares if self.squares > 0 else math.nan
-        return FramingScope(consistency, p, self.safety_cosine())
+        known = self.squares > 0
+        consistency = float(self.gram.sum()) / self.squares if known else math.nan
+        null = float(self.gram.trace()) / self.squares if known else math.nan
+        return FramingScope(consistency, null, p, self.safety_cosine())
 
     def safety_cosine(self) -> Estimate:
         """Cosine of the sum of all D_c with safety, and without each cluster in turn."""
