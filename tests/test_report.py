@@ -128,10 +128,13 @@ def test_a_key_that_is_undefined_is_null_and_there(change: Callable[[Signals], S
     assert summary["framing/safety_cosine"] is None
 
 
-def test_without_a_safety_set_its_keys_and_figures_are_left_out(tmp_path: Path) -> None:
+def test_without_a_safety_set_its_keys_are_undefined_and_its_figures_left_out(tmp_path: Path) -> None:
     write_report(findings_of(), tmp_path)
     write_report(findings_of(safety=False), tmp_path)
-    assert not [k for k in _json(tmp_path, "summary") if k.startswith("alignment/") or "safety_cosine" in k]
+    summary = _json(tmp_path, "summary")
+    about = {k: v for k, v in summary.items() if k.startswith("alignment/") or "safety_cosine" in k}
+    assert {"alignment/left", "alignment/difference/p", "framing/safety_cosine/low"} <= about.keys()
+    assert set(about.values()) == {None}
     left = {p.stem for folder in ("figures", "tables") for p in (tmp_path / folder).iterdir()}
     assert not left & {"framing", "alignment"}
 
