@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graddiag.errors import UsageError
 from graddiag.gradients import Dense, Gradients, Lookup, Outer
+from graddiag.row_layout import row_layout, two_sides
 from graddiag.signals import Block, digest_of
 
 KINDS = ("exact", "logra", "sjlt", "dense", "lowrank")
@@ -101,17 +102,11 @@ class LoGra:
 
     def size(self, block: Block) -> int:
         """Length of a row: at most `dim`, less where a side of the block is shorter than `sqrt(dim)`."""
-        sides = two_sides(block.shape)
-        return math.prod(self._kept(sides, side) for side in range(len(sides)))
-
-    def _kept(self, sides: tuple[int, ...], side: int) -> int:
-        whole = math.prod(sides) <= self.dim
-        return sides[side] if whole else min(sides[side], self.dim if len(sides) == 1 else math.isqrt(self.dim))
+        return row_layout(self.kind, self.dim, block.shape).size
 
     def factor(self, block: Block, side: int) -> Float[np.ndarray, "p d"] | None:
         """The matrix of one side (0 output, 1 input), or None for the identity."""
-        sides = two_sides(block.shape)
-        p, d = self._kept(sides, side), sides[side]
+        p, d = row_layout(self.kind, self.dim, block.shape).kept[side], two_sides(block.shape)[side]
         return None if p == d else _gaussian(self.seed, block.name, "output" if side == 0 else "input", p, d)
 
     def rows(self, block: Block, gradients: Gradients) -> Float[Tensor, "b k"]:
@@ -146,11 +141,6 @@ class LoGra:
         if factor is None:
             return torch.nn.functional.one_hot(gradients.ids, block.shape[0]).to(grads.dtype)
         return factor[gradients.ids]
-
-
-def two_sides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape as one or two sides: experts and their outputs count as one."""
-    return shape if len(shape) <= 2 else (math.prod(shape[:-1]), shape[-1])
 
 
 def make_projector(kind: str, dim: int, seed: int) -> Projector:
