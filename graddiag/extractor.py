@@ -113,7 +113,7 @@ class Extractor:
 
         Raises ResourceError where memory runs out, DataError where a block's gradients cannot be had.
         """
-        batch = self._collate(rows)
+        batch = self.collate(rows)
         found: dict[str, tuple[Products, Tensor]] = {}
 
         def consume(b: Selected, gradients: Gradients) -> None:
@@ -185,13 +185,14 @@ class Extractor:
 
     def token_losses(self, rows: Sequence[Encoded]) -> tuple[Array, ...]:
         """Token losses of the rows, nats, without any gradient."""
-        batch = self._collate(rows)
+        batch = self.collate(rows)
         with untouched(self.model), torch.no_grad(), _memory_named(batch):
             self._check_head(batch)
             losses = loss_and_backward(self.model, self._split, batch, backward=False)
         return tuple(_numpy(x) for x in losses)
 
-    def _collate(self, rows: Sequence[Encoded]) -> Batch:
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """The rows as one padded batch on the device of the model's input."""
         lengths = tuple(len(r.tokens) - 1 for r in rows)
         tokens = torch.zeros(len(rows), max(lengths), dtype=torch.long)
         targets = torch.full_like(tokens, -100)

@@ -58,15 +58,27 @@ def form(b: Selected, use: Use, calls: Sequence[Call], layout: Layout) -> Gradie
     inputs = [by_example(_first(c), layout.n, layout.tokens, b.block.name) for c in used]
     left, right = (grads, inputs) if use.kind is Kind.LINEAR else (inputs, grads)
     # Padding between calls stays: its output gradients are 0.
-    return outer(b, torch.cat(left, 1), torch.cat(right, 1), layout.after(len(used)))
+    return outer(b, _behind(left), _behind(right), layout.after(len(used)), _first_rows(grads))
 
 
-def outer(b: Selected, left: Tensor, right: Tensor, lengths: tuple[int, ...]) -> Outer:
+def outer(b: Selected, left: Tensor, right: Tensor, lengths: tuple[int, ...], starts: tuple[int, ...] = ()) -> Outer:
     """The outer products of a block, or of its head's share."""
     if b.part:
         side = slice(b.part.start, b.part.stop)
         left, right = (left[..., side], right) if b.part.dim == 0 else (left, right[..., side])
-    return Outer(left, right, lengths)
+    return Outer(left, right, lengths, starts)
+
+
+def _behind(calls: Sequence[Tensor]) -> Tensor:
+    """The calls of a module one behind the other; a single one as it is, without a copy."""
+    return calls[0] if len(calls) == 1 else torch.cat(list(calls), 1)
+
+
+def _first_rows(grads: Sequence[Tensor]) -> tuple[int, ...]:
+    """Where the output gradients of each example begin: in the last layer, behind the prompt. Empty where at 0."""
+    if len(grads) != 1 or bool(grads[0][:, 0].any()):
+        return ()
+    return tuple(grads[0].any(dim=2).int().argmax(dim=1).tolist())
 
 
 def _first(call: Call) -> Tensor:
@@ -91,8 +103,8 @@ def _lookup(
     ids = [_first(c) for c in calls]
     if any(x.numel() != layout.n * layout.tokens for x in ids):
         raise CannotReplay(f"{ids[0].numel()} ids for {layout.n} examples of {layout.tokens} tokens")
-    chosen = torch.cat([x.reshape(layout.n, layout.tokens) for x in ids], 1)
-    gradients = torch.cat(list(grads), 1) * scale
+    chosen = _behind([x.reshape(layout.n, layout.tokens) for x in ids])
+    gradients = _behind(grads) * scale
     if module.padding_idx is not None:
         gradients = gradients.masked_fill((chosen == module.padding_idx).unsqueeze(-1), 0)
     return Lookup(chosen, gradients, layout.after(len(calls)), b.block.shape[0])
