@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from graddiag.bases import Given, first_kind, measured_bases, on_bases, read_reference
 from graddiag.blocks import select_blocks
-from graddiag.data import Source, read_set
+from graddiag.data import ExampleSet, Source, read_set
 from graddiag.encoding import Encoded, EncodedSet, batches, encode
 from graddiag.errors import DataError, UsageError
 from graddiag.extractor import Extractor
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import default_max_length, model_context, model_digest, template_digest, tokenizer_digest
 from graddiag.progress import Progress
-from graddiag.projection import make_projector, probe_digest
+from graddiag.projection import Bases, make_projector, probe_digest
 from graddiag.signals import PairProducts, Provenance, Signals, Space
 
 BATCH_TOKENS = 2048  # padded tokens per batch: larger ones were not faster on a CPU and need more memory
@@ -84,6 +85,7 @@ def extract(
     projection: str = "logra",
     dim: int = 256,
     seed: int = 0,
+    reference: Given = None,
     target: str = "answer",
     max_length: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
@@ -94,7 +96,8 @@ def extract(
     """Per-example losses, exact gradient norms and gradients of some examples, one row each, in the order given.
 
     `blocks` are patterns on parameter or module names, default every linear weight inside the decoder layers. With
-    `projection="exact"`, `gradients[block]` is the flattened gradient; otherwise a row of at most `dim` numbers. The
+    `projection="exact"`, `gradients[block]` is the flattened gradient; otherwise a row of at most `dim` numbers;
+    `"lowrank"` needs a `reference`: examples whose mean gradient says where to look, the folder of a run, or bases. The
     loss of a row is the mean over its own target tokens, nats per token. The model is left as it was, no `.grad` is
     written.
 
@@ -102,11 +105,24 @@ def extract(
     than `max_nonfinite` rows without a finite loss and
     gradient; UsageError for an unknown block, projection or target; ResourceError where memory runs out.
     """
-    read = read_set(examples, name=name, skip_bad_rows=skip_bad_rows)
+    read, known = read_set(examples, name=name, skip_bad_rows=skip_bad_rows), read_reference(reference)
+    bases = known if isinstance(known, Bases) else None
     extractor = ready(
-        model, tokenizer, blocks=blocks, projection=projection, dim=dim, seed=seed, target=target, max_length=max_length
+        model,
+        tokenizer,
+        blocks=blocks,
+        projection=projection if known is None else first_kind(projection, dim, seed, bases or reference),
+        dim=dim,
+        seed=seed,
+        target=target,
+        max_length=max_length,
+        bases=bases,
     )
-    encoded = encode(read, tokenizer, target=target, max_length=extractor.space.max_length, skip_bad_rows=skip_bad_rows)
+    length = extractor.space.max_length
+    encoded = encode(read, tokenizer, target=target, max_length=length, skip_bad_rows=skip_bad_rows)
+    if isinstance(known, ExampleSet):
+        rows = encode(known, tokenizer, target=target, max_length=length, skip_bad_rows=skip_bad_rows).rows
+        extractor = on_bases(extractor, measured_bases(extractor, rows, batch_tokens=batch_tokens))
     chunk = Chunk.concat(list(stream(extractor, Job.single(encoded), batch_tokens=batch_tokens)))
     signals = chunk.tables[0].take(_positions(chunk.tables[0].ids, [r.id for r in encoded.rows]))
     check_finite(signals, max_nonfinite)
@@ -127,11 +143,12 @@ def ready(
     max_length: int | None,
     name: str | None = None,
     revision: str | None = None,
+    bases: Bases | None = None,
 ) -> Extractor:
     """An extractor for the chosen blocks, with the space in which its rows live; `name` is the model's, as the user
-    gave it."""
+    gave it, `bases` are for the projection `lowrank`."""
     chosen = select_blocks(model, blocks)
-    projector = make_projector(projection, dim, seed)
+    projector = make_projector(projection, dim, seed, blocks=[b.block for b in chosen], bases=bases)
     space = Space(
         tokenizer=tokenizer_digest(tokenizer),
         template=template_digest(tokenizer),

@@ -17,7 +17,7 @@ from graddiag.files import disk_named, write_json
 from graddiag.mean_gradient import KnownMean
 from graddiag.measurement import Place, measure
 from graddiag.planning import Plan, plan
-from graddiag.preparation import NOTES_FILE, How, Input, prepare
+from graddiag.preparation import NOTES_FILE, How, Input, prepare, settle
 from graddiag.reporting import Analysis, Result, conclude, engine_notes, save_run
 from graddiag.signals import PairProducts, Signals
 
@@ -57,11 +57,12 @@ def compare(
     folder = Path(out) if out else default_out(*names)
     tables, products = dict(prepared.saved), None
     engine: tuple[str, ...] = ()
-    if prepared.extractor:
-        run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
+    extractor = settle(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite)
+    if extractor:
+        run = _Run(extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
         measured, products = run.all(prepared.encoded, exact_pairs=pairs == "exact")
         tables |= measured
-        engine = tuple(dict.fromkeys((*prepared.extractor.notes, *(() if overwrite else engine_notes(folder)))))
+        engine = tuple(dict.fromkeys((*extractor.notes, *(() if overwrite else engine_notes(folder)))))
     kept = Analysis(
         center=center,
         seed=how.get("seed", 0),
@@ -99,9 +100,11 @@ def extract_to(
     if prepared.extractor is None:
         raise UsageError(f"{source} holds saved signals already: there is nothing to extract.")
     folder = Path(out) if out else default_out(prepared.name("set"), prepared.model)
-    run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
+    extractor = settle(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite)
+    assert extractor is not None
+    run = _Run(extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
     chunk, _ = run.measure(Job.single(prepared.encoded["set"]), Place((folder,)), None)
-    notes = (*prepared.notes, *prepared.extractor.notes)
+    notes = (*prepared.notes, *extractor.notes)
     with disk_named(folder):
         write_json(folder / NOTES_FILE, {"notes": notes})
     return Extracted(folder, chunk.tables[0], (*chunk.tables[0].warnings, *notes))
