@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -90,6 +90,8 @@ def extract(
     name: str | None = None,
     skip_bad_rows: bool = False,
     max_nonfinite: float = MAX_NONFINITE,
+    safety: Source | None = None,
+    token_scores: bool = False,
 ) -> Signals:
     """Per-example losses, exact gradient norms and gradients of some examples, one row each, in the order given.
 
@@ -98,21 +100,59 @@ def extract(
     loss of a row is the mean over its own target tokens, nats per token. The model is left as it was, no `.grad` is
     written.
 
+    With a `safety` set, rows also have their exact products with its mean gradient (`reference_dot`), and with
+    `token_scores` these by position (`token_alignment`: through which position, never which token caused it).
+
     What was left out or cut is counted in a warning. Raises DataError for examples that cannot be used and for more
     than `max_nonfinite` rows without a finite loss and
-    gradient; UsageError for an unknown block, projection or target; ResourceError where memory runs out.
+    gradient; UsageError for an unknown block, projection or target, and for token scores without a safety set;
+    ResourceError where memory runs out.
     """
+    check_safety_given(safety is not None, token_scores=token_scores)
     read = read_set(examples, name=name, skip_bad_rows=skip_bad_rows)
     extractor = ready(
         model, tokenizer, blocks=blocks, projection=projection, dim=dim, seed=seed, target=target, max_length=max_length
     )
     encoded = encode(read, tokenizer, target=target, max_length=extractor.space.max_length, skip_bad_rows=skip_bad_rows)
-    chunk = Chunk.concat(list(stream(extractor, Job.single(encoded), batch_tokens=batch_tokens)))
-    signals = chunk.tables[0].take(_positions(chunk.tables[0].ids, [r.id for r in encoded.rows]))
+    known = None
+    if safety is not None:
+        toward = read_set(safety, skip_bad_rows=skip_bad_rows)
+        safe = encode(
+            toward, tokenizer, target=target, max_length=extractor.space.max_length, skip_bad_rows=skip_bad_rows
+        )
+        mean = MeanGradient()
+        table = _in_memory(extractor, safe, batch_tokens=batch_tokens, mean=mean)
+        check_finite(table, max_nonfinite)
+        known = replace(mean.known(table), token_scores=token_scores)
+    signals = _in_memory(extractor, encoded, batch_tokens=batch_tokens, known=known)
     check_finite(signals, max_nonfinite)
     for note in (*read.notes, *encoded.notes, *signals.warnings, *extractor.notes):
         warnings.warn(note, stacklevel=2)
     return signals
+
+
+def check_safety_given(given: bool, *, token_scores: bool) -> None:
+    """Raises UsageError where something is asked for that needs the mean gradient of a safety set, and there is
+    none."""
+    if token_scores and not given:
+        raise UsageError(
+            "Token scores (--token-scores) say through which position a gradient points along the mean safety "
+            "gradient: give the safety set too (--safety), by its name or as rows. Saved signals do not hold the mean."
+        )
+
+
+def _in_memory(
+    extractor: Extractor,
+    encoded: EncodedSet,
+    *,
+    batch_tokens: int,
+    known: KnownMean | None = None,
+    mean: MeanGradient | None = None,
+) -> Signals:
+    """A whole set at once, its rows in the order given."""
+    chunks = list(stream(extractor, Job.single(encoded), batch_tokens=batch_tokens, known=known, mean=mean))
+    table = Chunk.concat(chunks).tables[0]
+    return table.take(_positions(table.ids, [r.id for r in encoded.rows]))
 
 
 def ready(

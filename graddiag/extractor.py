@@ -22,12 +22,29 @@ from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.projection import Projector
 from graddiag.session import Session, can_be_formed, depends_on, nothing, one_by_one
 from graddiag.signals import PairProducts, Provenance, Reference, Signals, Space
+from graddiag.token_scores import token_scores
 
 Array = np.ndarray
 FULL_LOGITS = (
     "The head applied at target tokens does not give the model's own loss (soft-capped or scaled logits?): "
     "the model's full logits are used, which is slower."
 )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Token scores of one batch, summed over blocks as they come: by position [b, t], and without one [b]."""
+
+    at: Array
+    elsewhere: Array
+
+    def add(self, gradients: Gradients, reference: Tensor, whole: Tensor) -> None:
+        """Adds one block; `whole` is `<g_i, M>`, used where positions cannot be told apart."""
+        found = token_scores(gradients, reference, self.at.shape[1])
+        if found is None:
+            np.add(self.elsewhere, _numpy(whole), out=self.elsewhere)
+        else:
+            np.add(self.at, _numpy(found), out=self.at)
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,7 @@ class Measured:
     difference_norm: Mapping[str, Array]
     reference_dot: Mapping[str, Array]
     reference: Reference | None
+    scores: Scores | None = None
 
     def table(self, index: Sequence[int], rows: Sequence[Encoded], space: Space, provenance: Provenance) -> Signals:
         """The rows at `index` of the batch as a table of one set; `rows` are the batch's encoded rows."""
@@ -67,6 +85,8 @@ class Measured:
             gradients={b: v[at] for b, v in self.gradients.items()},
             reference=self.reference,
             reference_dot={b: v[at] for b, v in self.reference_dot.items()},
+            token_alignment=tuple(self.scores.at[i, : len(rows[i].tokens) - 1] for i in index) if self.scores else None,
+            alignment_elsewhere=self.scores.elsewhere[at] if self.scores else None,
         )
 
     def pairs(self, ids: Sequence[str]) -> PairProducts:
@@ -115,6 +135,7 @@ class Extractor:
         """
         batch = self._collate(rows)
         found: dict[str, tuple[Products, Tensor]] = {}
+        scores = Scores(np.zeros(batch.tokens.shape), np.zeros(len(rows))) if known and known.token_scores else None
 
         def consume(b: Selected, gradients: Gradients) -> None:
             name = b.block.name
@@ -127,11 +148,13 @@ class Extractor:
             if mean:
                 mean.counts[name] += int(torch.isfinite(exact.norm2).sum())
             found[name] = exact, self.projector.rows(b.block, gradients)
+            if scores and known and exact.reference_dot is not None:
+                scores.add(gradients, known.means[name], exact.reference_dot)
 
         with untouched(self.model), _memory_named(batch):
             self._check_head(batch)
             losses = self._backward(batch, consume)
-        return _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
+        return _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known, scores)
 
     def _backward(self, batch: Batch, consume: Callable[[Selected, Gradients], None]) -> list[Tensor]:
         """The losses; every block is handed to `consume` as soon as its gradients are there."""
@@ -216,7 +239,10 @@ class Extractor:
 
 
 def _measured(
-    losses: Sequence[Tensor], found: Mapping[str, tuple[Products, Tensor]], known: KnownMean | None
+    losses: Sequence[Tensor],
+    found: Mapping[str, tuple[Products, Tensor]],
+    known: KnownMean | None,
+    scores: Scores | None,
 ) -> Measured:
     return Measured(
         token_loss=tuple(_numpy(x) for x in losses),
@@ -226,6 +252,7 @@ def _measured(
         difference_norm={n: np.sqrt(np.maximum(_numpy(p.difference2), 0)) for n, (p, _) in found.items()},
         reference_dot={n: _numpy(p.reference_dot) for n, (p, _) in found.items() if p.reference_dot is not None},
         reference=known.reference if known else None,
+        scores=scores,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from graddiag.blocks import Kind, Part, Selected, Use
@@ -31,6 +31,11 @@ class Layout:
     def after(self, calls: int) -> tuple[int, ...]:
         """Rows of each example when several calls stand one after the other, padding between them."""
         return self.lengths if calls == 1 else (calls * self.tokens,) * self.n
+
+    def at(self, calls: int, device: torch.device) -> Int[Tensor, "b t"] | None:
+        """Positions of those rows; None where row t is position t."""
+        positions = torch.arange(self.tokens, device=device)
+        return None if calls == 1 else positions.repeat(calls).expand(self.n, calls * self.tokens)
 
 
 class CannotReplay(Exception):
@@ -58,15 +63,17 @@ def form(b: Selected, use: Use, calls: Sequence[Call], layout: Layout) -> Gradie
     inputs = [by_example(_first(c), layout.n, layout.tokens, b.block.name) for c in used]
     left, right = (grads, inputs) if use.kind is Kind.LINEAR else (inputs, grads)
     # Padding between calls stays: its output gradients are 0.
-    return outer(b, torch.cat(left, 1), torch.cat(right, 1), layout.after(len(used)))
+    rows, at = layout.after(len(used)), layout.at(len(used), left[0].device)
+    return share_of(b, Outer(torch.cat(left, 1), torch.cat(right, 1), rows, at))
 
 
-def outer(b: Selected, left: Tensor, right: Tensor, lengths: tuple[int, ...]) -> Outer:
+def share_of(b: Selected, whole: Outer) -> Outer:
     """The outer products of a block, or of its head's share."""
+    left, right = whole.left, whole.right
     if b.part:
         side = slice(b.part.start, b.part.stop)
         left, right = (left[..., side], right) if b.part.dim == 0 else (left, right[..., side])
-    return Outer(left, right, lengths)
+    return Outer(left, right, whole.lengths, whole.at)
 
 
 def _first(call: Call) -> Tensor:
@@ -95,7 +102,8 @@ def _lookup(
     gradients = torch.cat(list(grads), 1) * scale
     if module.padding_idx is not None:
         gradients = gradients.masked_fill((chosen == module.padding_idx).unsqueeze(-1), 0)
-    return Lookup(chosen, gradients, layout.after(len(calls)), b.block.shape[0])
+    at = layout.at(len(calls), chosen.device)
+    return Lookup(chosen, gradients, layout.after(len(calls)), b.block.shape[0], at=at)
 
 
 def _expanded(b: Selected, module: nn.Module, calls: Sequence[Call], layout: Layout) -> Float[Tensor, "b d"] | None:

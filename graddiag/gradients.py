@@ -65,11 +65,21 @@ def wide(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Outer(Gradients):
-    """`left_i^T right_i` over an example's own rows: for a linear weight, its output gradients and its inputs."""
+    """`left_i^T right_i` over an example's own rows: for a linear weight, its output gradients and its inputs.
+
+    `at` says at which position of the batch a row stands; None: row t is position t.
+    """
 
     left: Float[Tensor, "b t d0"]
     right: Float[Tensor, "b t d1"]
     lengths: tuple[int, ...]
+    at: Int[Tensor, "b t"] | None = None
+
+    @property
+    def positions(self) -> Int[Tensor, "b t"]:
+        """The position of each row, whether stated or not."""
+        n, rows = self.left.shape[:2]
+        return torch.arange(rows, device=self.left.device).expand(n, rows) if self.at is None else self.at
 
     def factors(self, i: int) -> tuple[Float[Tensor, "t d0"], Float[Tensor, "t d1"]]:
         """The two factors of example i."""
@@ -149,7 +159,8 @@ class Lookup(Gradients):
     """Rows of a table: `output_grads` are added to the rows `ids`; a tied head adds its outer products `head`.
 
     With E the rows looked up and H the head's part, `<g_i, g_j>` has four terms: equal ids in E_i and E_j; the ghost
-    product of H_i and H_j; and twice `sum over t in i, s in j of left_j[s, id_it] <grad_it, right_js>`.
+    product of H_i and H_j; and twice `sum over t in i, s in j of left_j[s, id_it] <grad_it, right_js>`. `at` as in
+    `Outer`.
     """
 
     ids: Int[Tensor, "b t"]
@@ -157,6 +168,7 @@ class Lookup(Gradients):
     lengths: tuple[int, ...]
     rows: int
     head: Outer | None = None
+    at: Int[Tensor, "b t"] | None = None
 
     def looked_up(self, i: int) -> tuple[Int[Tensor, " t"], Float[Tensor, "t d"]]:
         """Ids and output gradients of example i."""

@@ -54,10 +54,12 @@ class MeanGradient:
 
 @dataclass(frozen=True)
 class KnownMean:
-    """A mean gradient that rows are multiplied with: its description, and the mean per block."""
+    """A mean gradient that rows are multiplied with: its description, the mean per block, and whether rows are to be
+    told apart by position."""
 
     reference: Reference
     means: Mapping[str, Float[Tensor, ...]]
+    token_scores: bool = False
 
 
 def save_mean(folder: Path, name: str, mean: MeanGradient, shards: int) -> None:

@@ -118,7 +118,8 @@ def _manifests(extractor: Extractor, job: Job, place: Place, known: KnownMean | 
     out = {}
     for one, path in zip(job.sets, place.tables, strict=True):
         rows = [(r.id, r.cluster, r.digest) for r in one.rows]
-        out[path] = describe(extractor.space, extractor.provenance(one.name), reference, rows)
+        scores = known is not None and known.token_scores
+        out[path] = describe(extractor.space, extractor.provenance(one.name), reference, rows, token_scores=scores)
     if place.pairs:
         names = " and ".join(s.name for s in job.sets)
         both = [(job.rows[u[0]], job.rows[u[1]]) for u in job.units if len(u) == 2]

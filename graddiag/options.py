@@ -98,6 +98,19 @@ AGAINST = together(
         "--center", is_flag=True, help="Subtract the grand mean before cosines; pushes cosines between sets below zero."
     ),
 )
+TOWARD = option(
+    "--safety",
+    default=None,
+    metavar="SET",
+    help="Safe answers to harmful requests: rows get their exact products with its mean gradient.",
+)
+EXACT = together(
+    option(
+        "--token-scores",
+        is_flag=True,
+        help="Save through which position each row's gradient points along the mean safety gradient.",
+    ),
+)
 OUTPUT = together(
     option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout."),
     option(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
 from graddiag.data import Source
 from graddiag.encoding import EncodedSet, match_targets
 from graddiag.errors import UsageError
-from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, Job, check_finite
+from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, Job, check_finite, check_safety_given
 from graddiag.extractor import Extractor
 from graddiag.files import disk_named, write_json
 from graddiag.mean_gradient import KnownMean
@@ -32,6 +32,7 @@ def compare(
     controls: Mapping[str, Input] | None = None,
     pairs: str = "exact",
     center: bool = False,
+    token_scores: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
     figures: bool = True,
@@ -46,10 +47,12 @@ def compare(
     A set is a built-in name, a file, a hub id, a folder of saved signals, rows, or a table that was extracted before.
     `how` (see `How`) says with which model and blocks: `model`, `tokenizer`, `blocks`, `target`, `projection`, `dim`,
     `limit`, `max_length`, `cluster`, `dtype`, `device`, `seed` and so on. The same call again continues an
-    interrupted run.
+    interrupted run. With `token_scores`, the saved signals of all sets but safety have their product with the mean
+    safety gradient by position.
 
     Raises UsageError, DataError or ResourceError with what to do.
     """
+    check_safety_given(safety is not None, token_scores=token_scores)
     if pairs not in PAIRS:
         raise UsageError(f"There is no --pairs {pairs!r}. Allowed: {', '.join(PAIRS)}.")
     prepared = prepare(_roles(left, right, safety, controls), **how)
@@ -58,7 +61,8 @@ def compare(
     tables, products = dict(prepared.saved), None
     engine: tuple[str, ...] = ()
     if prepared.extractor:
-        run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
+        check_safety_given("safety" in prepared.encoded, token_scores=token_scores)
+        run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores)
         measured, products = run.all(prepared.encoded, exact_pairs=pairs == "exact")
         tables |= measured
         engine = tuple(dict.fromkeys((*prepared.extractor.notes, *(() if overwrite else engine_notes(folder)))))
@@ -87,6 +91,8 @@ class Extracted:
 def extract_to(
     source: Source,
     *,
+    safety: Source | None = None,
+    token_scores: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
     batch_tokens: int = BATCH_TOKENS,
@@ -94,13 +100,20 @@ def extract_to(
     quiet: bool = True,
     **how: Unpack[How],
 ) -> Extracted:
-    """Signals of one set, saved in the folder `out`. Continues an interrupted run."""
-    prepared = prepare({"set": source}, **how)
-    if prepared.extractor is None:
+    """Signals of one set, saved in the folder `out`. Continues an interrupted run.
+
+    With a `safety` set, whose own signals are saved inside that folder, rows have their exact products with its mean
+    gradient; with `token_scores` these by position too.
+    """
+    check_safety_given(safety is not None, token_scores=token_scores)
+    prepared = prepare({"set": source} | ({} if safety is None else {"safety": safety}), **how)
+    check_safety_given("safety" in prepared.encoded, token_scores=token_scores)
+    if prepared.extractor is None or "set" in prepared.saved:
         raise UsageError(f"{source} holds saved signals already: there is nothing to extract.")
     folder = Path(out) if out else default_out(prepared.name("set"), prepared.model)
-    run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
-    chunk, _ = run.measure(Job.single(prepared.encoded["set"]), Place((folder,)), None)
+    run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores)
+    known, _ = run.safety(prepared.encoded)
+    chunk, _ = run.measure(Job.single(prepared.encoded["set"]), Place((folder,)), known)
     notes = (*prepared.notes, *prepared.extractor.notes)
     with disk_named(folder):
         write_json(folder / NOTES_FILE, {"notes": notes})
@@ -140,17 +153,17 @@ class _Run:
     overwrite: bool
     quiet: bool
     max_nonfinite: float
+    token_scores: bool
 
     def all(
         self, encoded: Mapping[str, EncodedSet], *, exact_pairs: bool
     ) -> tuple[dict[str, Signals], PairProducts | None]:
         """A table per role, and the exact products of the pairs where both sides are measured here."""
         tables: dict[str, Signals] = {}
-        known, products = None, None
-        if "safety" in encoded:
-            place = Place((self.folder / "safety",), mean=self.folder / "means")
-            chunk, known = self.measure(Job.single(encoded["safety"]), place, None)
-            tables["safety"] = chunk.tables[0]
+        products = None
+        known, safe = self.safety(encoded)
+        if safe is not None:
+            tables["safety"] = safe
         if "left" in encoded and "right" in encoded and exact_pairs:
             left, right = match_targets(encoded["left"], encoded["right"])
             place = Place((self.folder / "left", self.folder / "right"), self.folder / "pairs")
@@ -161,6 +174,14 @@ class _Run:
                 chunk, _ = self.measure(Job.single(encoded[role]), Place((self.folder / role,)), known)
                 tables[role] = chunk.tables[0]
         return tables, products
+
+    def safety(self, encoded: Mapping[str, EncodedSet]) -> tuple[KnownMean | None, Signals | None]:
+        """The mean gradient of the safety set, if there is one, and its table."""
+        if "safety" not in encoded:
+            return None, None
+        place = Place((self.folder / "safety",), mean=self.folder / "means")
+        chunk, known = self.measure(Job.single(encoded["safety"]), place, None)
+        return known and replace(known, token_scores=self.token_scores), chunk.tables[0]
 
     def measure(self, job: Job, place: Place, known: KnownMean | None) -> tuple[Chunk, KnownMean | None]:
         """The job, saved and checked for rows that are not finite."""

@@ -108,6 +108,11 @@ class Signals:
     k]`, projected as `space` says. `reference_dot[block]` is the exact inner product with the mean gradient that
     `reference` names. A row whose loss or gradient is not finite has `finite` False and is left out of every
     statistic.
+
+    With token scores, `token_alignment` has one number per position of a row (prompt included, but for the last token,
+    which predicts nothing): `g_t^T M a_t`, summed over blocks, through which position the gradient points along the
+    mean, never which token caused it. `alignment_elsewhere` [n] is what positions cannot be told apart in (biases,
+    norms, experts): both together sum to `reference_dot` over all blocks.
     """
 
     space: Space
@@ -126,6 +131,8 @@ class Signals:
     gradients: Mapping[str, Float[np.ndarray, "n _"]]
     reference: Reference | None = None
     reference_dot: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    token_alignment: tuple[Float[np.ndarray, " _"], ...] | None = None
+    alignment_elsewhere: Float[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -137,7 +144,7 @@ class Signals:
             raise DataError(f"The id {twice!r} occurs twice in one table. Ids must be unique; pairs are found by them.")
 
     def _columns(self) -> list[tuple[str, Sequence[object] | np.ndarray]]:
-        plain = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name in _ROW_FIELDS]
+        plain = [(name, column) for name in _ROW_FIELDS if (column := getattr(self, name)) is not None]
         for name in _BLOCK_FIELDS:
             plain += [(f"{name}[{b}]", v) for b, v in getattr(self, name).items()]
         return plain
@@ -172,7 +179,8 @@ class Signals:
         new: dict[str, object] = {}
         for name in _ROW_FIELDS:
             column = getattr(self, name)
-            new[name] = column[at] if isinstance(column, np.ndarray) else tuple(column[i] for i in at)
+            if column is not None:
+                new[name] = column[at] if isinstance(column, np.ndarray) else tuple(column[i] for i in at)
         for name in _BLOCK_FIELDS:
             new[name] = {b: v[at] for b, v in getattr(self, name).items()}
         return replace(self, **new)  # type: ignore[arg-type]
@@ -197,8 +205,11 @@ class Signals:
         new: dict[str, object] = {}
         for name in _ROW_FIELDS:
             columns = [getattr(t, name) for t in tables]
-            whole = isinstance(columns[0], np.ndarray)
-            new[name] = np.concatenate(columns) if whole else tuple(v for c in columns for v in c)
+            if len({c is None for c in columns}) == 2:
+                raise DataError(f"Some parts of the table have {name} and some have not. Measure all with it, or none.")
+            if columns[0] is not None:
+                whole = isinstance(columns[0], np.ndarray)
+                new[name] = np.concatenate(columns) if whole else tuple(v for c in columns for v in c)
         for name in _BLOCK_FIELDS:
             new[name] = {b: np.concatenate([getattr(t, name)[b] for t in tables]) for b in getattr(first, name)}
         return replace(first, **new)  # type: ignore[arg-type]
@@ -215,6 +226,8 @@ _ROW_FIELDS = (
     "length",
     "n_cut",
     "finite",
+    "token_alignment",
+    "alignment_elsewhere",
 )
 _BLOCK_FIELDS = ("norms", "gradients", "reference_dot")
 

@@ -183,6 +183,14 @@ def with_reference(table: Table, safety: Table) -> Table:
     return Table(replace(table.signals, reference=reference, reference_dot=dots), table.full)
 
 
+def with_scores(table: Table) -> Table:
+    """The table with token scores: random ones for every position, and a rest."""
+    rng = np.random.default_rng(5)
+    scores = tuple(rng.normal(size=n - 1) for n in table.signals.length)
+    rest = rng.normal(size=len(table.signals))
+    return Table(replace(table.signals, token_alignment=scores, alignment_elsewhere=rest), table.full)
+
+
 def taken(table: Table, index: Sequence[int] | Int[np.ndarray, " m"]) -> Table:
     """The chosen rows."""
     at = np.asarray(index, dtype=np.int64)

@@ -223,6 +223,37 @@ def test_a_plan_writes_nothing_and_counts_what_a_run_has(tmp_path, tiny, monkeyp
     assert used / 3 < cost.disk < used * 3
 
 
+def test_token_scores_are_saved_and_sum_to_the_products_they_are_parts_of(tmp_path, tiny):
+    run(tmp_path / "run", tiny, token_scores=True)
+    with_safety = extract_to(rows_of("insecure", 6), safety=rows_of("safety", 4), token_scores=True, model=tiny[0],
+                             tokenizer=tiny[1], blocks=SMALL, dim=16, out=tmp_path / "one")  # fmt: skip
+    in_memory = graddiag.extract(*tiny, rows_of("insecure", 6), safety=rows_of("safety", 4), token_scores=True,
+                                 blocks=SMALL, dim=16)  # fmt: skip
+    left = read_signals(tmp_path / "run" / "left")
+    for table in (left, read_signals(tmp_path / "run" / "control-benign"), with_safety.signals, in_memory):
+        dots = sum(table.reference_dot.values())
+        assert [s.sum() for s in table.token_alignment] == pytest.approx(dots, rel=1e-4, abs=1e-6 * abs(dots).max())
+        assert [len(s) for s in table.token_alignment] == (table.length - 1).tolist()
+    for other in (with_safety.signals, in_memory):
+        assert other.ids == left.ids
+        assert sum(other.reference_dot.values()) == pytest.approx(sum(left.reference_dot.values()), rel=1e-4)
+    assert {p.name for p in verify_all(tmp_path / "one")} == {"one", "safety", "means"}
+    with pytest.raises(DataError, match=r"token_scores: True  \|  None"):
+        run(tmp_path / "run", tiny)
+
+
+def test_token_scores_without_a_mean_to_point_at_are_refused(tmp_path, tiny):
+    model, tokenizer = tiny
+    how = {"model": model, "tokenizer": tokenizer, "blocks": SMALL, "dim": 16}
+    saved = extract_to(rows_of("safety", 4), out=tmp_path / "safety", **how)
+    for safety in (None, saved.out):
+        with pytest.raises(UsageError, match=r"--token-scores.*give the safety set too.*Saved signals do not hold"):
+            compare(rows_of("insecure", 3), rows_of("educational", 3), safety=safety, token_scores=True,
+                    out=tmp_path / "run", **how)  # fmt: skip
+    with pytest.raises(UsageError, match="--token-scores"):
+        graddiag.extract(*tiny, rows_of("insecure", 3), token_scores=True)
+
+
 def test_every_saved_folder_of_a_run_verifies(tmp_path, tiny):
     run(tmp_path, tiny)
     checked = verify_all(tmp_path)
