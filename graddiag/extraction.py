@@ -6,10 +6,13 @@ import importlib.metadata
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from graddiag.adam import OptimizerState
 from graddiag.blocks import select_blocks
 from graddiag.data import Source, read_set
 from graddiag.encoding import Encoded, EncodedSet, batches, encode
@@ -17,6 +20,7 @@ from graddiag.errors import DataError, UsageError
 from graddiag.extractor import Extractor
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import default_max_length, model_context, model_digest, template_digest, tokenizer_digest
+from graddiag.optimizer_state import read_optimizer
 from graddiag.progress import Progress
 from graddiag.projection import make_projector, probe_digest
 from graddiag.signals import PairProducts, Provenance, Signals, Space
@@ -92,6 +96,7 @@ def extract(
     max_nonfinite: float = MAX_NONFINITE,
     safety: Source | None = None,
     token_scores: bool = False,
+    optimizer: Optimizer | str | Path | None = None,
 ) -> Signals:
     """Per-example losses, exact gradient norms and gradients of some examples, one row each, in the order given.
 
@@ -101,14 +106,16 @@ def extract(
     written.
 
     With a `safety` set, rows also have their exact products with its mean gradient (`reference_dot`), and with
-    `token_scores` these by position (`token_alignment`: through which position, never which token caused it).
+    `token_scores` these by position (`token_alignment`: through which position, never which token caused it). With an
+    `optimizer` too (live, or where its state is saved), also the exact products of what each row would add to Adam's
+    next step (`adam_dot`, `adam_norm`, `adam_step_norm`).
 
     What was left out or cut is counted in a warning. Raises DataError for examples that cannot be used and for more
     than `max_nonfinite` rows without a finite loss and
-    gradient; UsageError for an unknown block, projection or target, and for token scores without a safety set;
+    gradient; UsageError for an unknown block, projection or target, and for what needs a safety set without one;
     ResourceError where memory runs out.
     """
-    check_safety_given(safety is not None, token_scores=token_scores)
+    check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
     read = read_set(examples, name=name, skip_bad_rows=skip_bad_rows)
     extractor = ready(
         model, tokenizer, blocks=blocks, projection=projection, dim=dim, seed=seed, target=target, max_length=max_length
@@ -123,7 +130,7 @@ def extract(
         mean = MeanGradient()
         table = _in_memory(extractor, safe, batch_tokens=batch_tokens, mean=mean)
         check_finite(table, max_nonfinite)
-        known = replace(mean.known(table), token_scores=token_scores)
+        known = mean.known(table).wanting(token_scores=token_scores, optimizer=state_for(extractor, optimizer))
     signals = _in_memory(extractor, encoded, batch_tokens=batch_tokens, known=known)
     check_finite(signals, max_nonfinite)
     for note in (*read.notes, *encoded.notes, *signals.warnings, *extractor.notes):
@@ -131,14 +138,24 @@ def extract(
     return signals
 
 
-def check_safety_given(given: bool, *, token_scores: bool) -> None:
+def check_safety_given(given: bool, *, token_scores: bool, optimizer: bool) -> None:
     """Raises UsageError where something is asked for that needs the mean gradient of a safety set, and there is
     none."""
-    if token_scores and not given:
+    asked = [name for name, on in (("--token-scores", token_scores), ("--optimizer", optimizer)) if on]
+    if asked and not given:
         raise UsageError(
-            "Token scores (--token-scores) say through which position a gradient points along the mean safety "
-            "gradient: give the safety set too (--safety), by its name or as rows. Saved signals do not hold the mean."
+            f"{' and '.join(asked)} needs the mean safety gradient: give the safety set too (--safety), by its name or "
+            "as rows. Saved signals do not hold the mean."
         )
+
+
+def state_for(extractor: Extractor, optimizer: Optimizer | str | Path | None) -> OptimizerState | None:
+    """The state of an optimizer for the extractor's blocks; what must be said of it is noted there."""
+    if optimizer is None:
+        return None
+    state = read_optimizer(optimizer, extractor.model, extractor.blocks)
+    extractor.notes += state.notes
+    return state
 
 
 def _in_memory(

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from graddiag.adam import AdamProducts, adam_products
 from graddiag.blocks import Kind, Selected
 from graddiag.capture import Recorder, untouched
 from graddiag.encoding import Encoded
@@ -21,7 +22,7 @@ from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.projection import Projector
 from graddiag.session import Session, can_be_formed, depends_on, nothing, one_by_one
-from graddiag.signals import PairProducts, Provenance, Reference, Signals, Space
+from graddiag.signals import AdamStep, PairProducts, Provenance, Reference, Signals, Space
 from graddiag.token_scores import token_scores
 
 Array = np.ndarray
@@ -60,6 +61,8 @@ class Measured:
     reference_dot: Mapping[str, Array]
     reference: Reference | None
     scores: Scores | None = None
+    adam_step: AdamStep | None = None
+    adam: Mapping[str, AdamProducts] = field(default_factory=dict)
 
     def table(self, index: Sequence[int], rows: Sequence[Encoded], space: Space, provenance: Provenance) -> Signals:
         """The rows at `index` of the batch as a table of one set; `rows` are the batch's encoded rows."""
@@ -87,6 +90,10 @@ class Measured:
             reference_dot={b: v[at] for b, v in self.reference_dot.items()},
             token_alignment=tuple(self.scores.at[i, : len(rows[i].tokens) - 1] for i in index) if self.scores else None,
             alignment_elsewhere=self.scores.elsewhere[at] if self.scores else None,
+            adam=self.adam_step,
+            adam_dot={b: _numpy(p.dot)[at] for b, p in self.adam.items()},
+            adam_norm={b: np.sqrt(_numpy(p.norm2)[at]) for b, p in self.adam.items()},
+            adam_step_norm={b: np.sqrt(_numpy(p.step_norm2)[at]) for b, p in self.adam.items()},
         )
 
     def pairs(self, ids: Sequence[str]) -> PairProducts:
@@ -135,6 +142,7 @@ class Extractor:
         """
         batch = self._collate(rows)
         found: dict[str, tuple[Products, Tensor]] = {}
+        adam: dict[str, AdamProducts] = {}
         scores = Scores(np.zeros(batch.tokens.shape), np.zeros(len(rows))) if known and known.token_scores else None
 
         def consume(b: Selected, gradients: Gradients) -> None:
@@ -150,11 +158,16 @@ class Extractor:
             found[name] = exact, self.projector.rows(b.block, gradients)
             if scores and known and exact.reference_dot is not None:
                 scores.add(gradients, known.means[name], exact.reference_dot)
+            if known and known.optimizer:
+                moments = known.optimizer.moments[name]
+                adam[name] = adam_products(gradients, moments, known.means[name], len(rows))
 
         with untouched(self.model), _memory_named(batch):
             self._check_head(batch)
             losses = self._backward(batch, consume)
-        return _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known, scores)
+        measured = _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
+        adam = {b.block.name: adam[b.block.name] for b in self.blocks if b.block.name in adam}
+        return replace(measured, scores=scores, adam_step=known.adam if known else None, adam=adam)
 
     def _backward(self, batch: Batch, consume: Callable[[Selected, Gradients], None]) -> list[Tensor]:
         """The losses; every block is handed to `consume` as soon as its gradients are there."""
@@ -242,7 +255,6 @@ def _measured(
     losses: Sequence[Tensor],
     found: Mapping[str, tuple[Products, Tensor]],
     known: KnownMean | None,
-    scores: Scores | None,
 ) -> Measured:
     return Measured(
         token_loss=tuple(_numpy(x) for x in losses),
@@ -252,7 +264,6 @@ def _measured(
         difference_norm={n: np.sqrt(np.maximum(_numpy(p.difference2), 0)) for n, (p, _) in found.items()},
         reference_dot={n: _numpy(p.reference_dot) for n, (p, _) in found.items() if p.reference_dot is not None},
         reference=known.reference if known else None,
-        scores=scores,
     )
 
 

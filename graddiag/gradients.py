@@ -57,6 +57,10 @@ class Gradients(ABC):
     ) -> Products:
         """All products of the batch; `total`, if given, has the finite gradients added to it."""
 
+    @abstractmethod
+    def tile(self, i: int, rows: range) -> Float[Tensor, ...]:
+        """Some rows of example i's gradient, formed, in float32 or better."""
+
 
 def wide(x: Tensor) -> Tensor:
     """In float32 or better: products of half precision are formed there."""
@@ -84,6 +88,11 @@ class Outer(Gradients):
     def factors(self, i: int) -> tuple[Float[Tensor, "t d0"], Float[Tensor, "t d1"]]:
         """The two factors of example i."""
         return wide(self.left[i, : self.lengths[i]]), wide(self.right[i, : self.lengths[i]])
+
+    def tile(self, i: int, rows: range) -> Float[Tensor, "rows d1"]:
+        """Some rows of example i's gradient, formed."""
+        left, right = self.factors(i)
+        return left[:, rows.start : rows.stop].T @ right
 
     def products(
         self,
@@ -135,6 +144,10 @@ class Dense(Gradients):
     """One array per example: biases, norms, and parameters whose module was run again example by example."""
 
     values: Float[Tensor, b * shape]
+
+    def tile(self, i: int, rows: range) -> Float[Tensor, ...]:
+        """Some rows of example i's gradient."""
+        return wide(self.values[i, rows.start : rows.stop])
 
     def products(
         self,

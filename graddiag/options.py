@@ -110,6 +110,13 @@ EXACT = together(
         is_flag=True,
         help="Save through which position each row's gradient points along the mean safety gradient.",
     ),
+    option(
+        "--optimizer",
+        default=None,
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="State of Adam or AdamW (optimizer.pt, or a Trainer's checkpoint folder): alignment of its steps too.",
+    ),
 )
 OUTPUT = together(
     option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout."),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from torch.optim import Optimizer
+
+from graddiag.adam import OptimizerState
 from graddiag.data import Source
 from graddiag.encoding import EncodedSet, match_targets
 from graddiag.errors import UsageError
-from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, Job, check_finite, check_safety_given
+from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, Job, check_finite, check_safety_given, state_for
 from graddiag.extractor import Extractor
 from graddiag.files import disk_named, write_json
 from graddiag.mean_gradient import KnownMean
@@ -33,6 +36,7 @@ def compare(
     pairs: str = "exact",
     center: bool = False,
     token_scores: bool = False,
+    optimizer: Optimizer | str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     figures: bool = True,
@@ -48,11 +52,12 @@ def compare(
     `how` (see `How`) says with which model and blocks: `model`, `tokenizer`, `blocks`, `target`, `projection`, `dim`,
     `limit`, `max_length`, `cluster`, `dtype`, `device`, `seed` and so on. The same call again continues an
     interrupted run. With `token_scores`, the saved signals of all sets but safety have their product with the mean
-    safety gradient by position.
+    safety gradient by position. With an `optimizer` (live, or where its state is saved: a file, or a Trainer's
+    checkpoint folder), alignment is also that of what each row adds to Adam's next step.
 
     Raises UsageError, DataError or ResourceError with what to do.
     """
-    check_safety_given(safety is not None, token_scores=token_scores)
+    check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
     if pairs not in PAIRS:
         raise UsageError(f"There is no --pairs {pairs!r}. Allowed: {', '.join(PAIRS)}.")
     prepared = prepare(_roles(left, right, safety, controls), **how)
@@ -61,8 +66,9 @@ def compare(
     tables, products = dict(prepared.saved), None
     engine: tuple[str, ...] = ()
     if prepared.extractor:
-        check_safety_given("safety" in prepared.encoded, token_scores=token_scores)
-        run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores)
+        check_safety_given("safety" in prepared.encoded, token_scores=token_scores, optimizer=optimizer is not None)
+        state = state_for(prepared.extractor, optimizer)
+        run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores, state)
         measured, products = run.all(prepared.encoded, exact_pairs=pairs == "exact")
         tables |= measured
         engine = tuple(dict.fromkeys((*prepared.extractor.notes, *(() if overwrite else engine_notes(folder)))))
@@ -93,6 +99,7 @@ def extract_to(
     *,
     safety: Source | None = None,
     token_scores: bool = False,
+    optimizer: Optimizer | str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     batch_tokens: int = BATCH_TOKENS,
@@ -103,15 +110,16 @@ def extract_to(
     """Signals of one set, saved in the folder `out`. Continues an interrupted run.
 
     With a `safety` set, whose own signals are saved inside that folder, rows have their exact products with its mean
-    gradient; with `token_scores` these by position too.
+    gradient; with `token_scores` these by position too, with an `optimizer` those of its steps too.
     """
-    check_safety_given(safety is not None, token_scores=token_scores)
+    check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
     prepared = prepare({"set": source} | ({} if safety is None else {"safety": safety}), **how)
-    check_safety_given("safety" in prepared.encoded, token_scores=token_scores)
+    check_safety_given("safety" in prepared.encoded, token_scores=token_scores, optimizer=optimizer is not None)
     if prepared.extractor is None or "set" in prepared.saved:
         raise UsageError(f"{source} holds saved signals already: there is nothing to extract.")
     folder = Path(out) if out else default_out(prepared.name("set"), prepared.model)
-    run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores)
+    state = state_for(prepared.extractor, optimizer)
+    run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores, state)
     known, _ = run.safety(prepared.encoded)
     chunk, _ = run.measure(Job.single(prepared.encoded["set"]), Place((folder,)), known)
     notes = (*prepared.notes, *prepared.extractor.notes)
@@ -154,6 +162,7 @@ class _Run:
     quiet: bool
     max_nonfinite: float
     token_scores: bool
+    optimizer: OptimizerState | None
 
     def all(
         self, encoded: Mapping[str, EncodedSet], *, exact_pairs: bool
@@ -181,7 +190,8 @@ class _Run:
             return None, None
         place = Place((self.folder / "safety",), mean=self.folder / "means")
         chunk, known = self.measure(Job.single(encoded["safety"]), place, None)
-        return known and replace(known, token_scores=self.token_scores), chunk.tables[0]
+        assert known is not None
+        return known.wanting(token_scores=self.token_scores, optimizer=self.optimizer), chunk.tables[0]
 
     def measure(self, job: Job, place: Place, known: KnownMean | None) -> tuple[Chunk, KnownMean | None]:
         """The job, saved and checked for rows that are not finite."""

@@ -71,6 +71,21 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class AdamStep:
+    """The optimizer whose next step rows were turned into: its name, a digest of its state, the steps it has taken.
+
+    `dot[block]` is the product of the step that momentum takes without any example, Gamma(0), with the mean gradient of
+    the reference, `norms[block]` its norm, per unit of learning rate.
+    """
+
+    optimizer: str
+    state: str
+    step: int
+    dot: Mapping[str, float]
+    norms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class PairProducts:
     """Exact products of the two members of a pair, per block: `<g_left, g_right>` and `||g_left - g_right||`, each
     [n]."""
@@ -113,6 +128,10 @@ class Signals:
     which predicts nothing): `g_t^T M a_t`, summed over blocks, through which position the gradient points along the
     mean, never which token caused it. `alignment_elsewhere` [n] is what positions cannot be told apart in (biases,
     norms, experts): both together sum to `reference_dot` over all blocks.
+
+    With an optimizer's state, D_i = Gamma(g_i) - Gamma(0) is what the example adds to Adam's next step, taken as the
+    whole batch, per unit of learning rate: `adam_dot[block]` is `<D_i, M>`, `adam_norm[block]` `||D_i||`, and
+    `adam_step_norm[block]` `||Gamma(g_i)||` (`<Gamma(g_i), M>` is `adam_dot + adam.dot`).
     """
 
     space: Space
@@ -133,6 +152,10 @@ class Signals:
     reference_dot: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
     token_alignment: tuple[Float[np.ndarray, " _"], ...] | None = None
     alignment_elsewhere: Float[np.ndarray, " n"] | None = None
+    adam: AdamStep | None = None
+    adam_dot: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    adam_norm: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    adam_step_norm: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -197,7 +220,8 @@ class Signals:
         first = tables[0]
         for other in tables[1:]:
             check_same_space(first.space, other.space, "the first part", "a later part")
-            if first.provenance != other.provenance or first.reference != other.reference:
+            mine, theirs = ((t.provenance, t.reference, t.adam) for t in (first, other))
+            if mine != theirs:
                 raise DataError(
                     f"Parts of one table must come from one model and one set: {first.provenance} and "
                     f"{other.provenance}."
@@ -229,7 +253,8 @@ _ROW_FIELDS = (
     "token_alignment",
     "alignment_elsewhere",
 )
-_BLOCK_FIELDS = ("norms", "gradients", "reference_dot")
+_ADAM_FIELDS = ("adam_dot", "adam_norm", "adam_step_norm")
+_BLOCK_FIELDS = ("norms", "gradients", "reference_dot", *_ADAM_FIELDS)
 
 
 def digest_of(texts: Iterable[str]) -> str:

@@ -11,29 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from graddiag._shards import pack, read_columns, read_pairs_shard, read_shard, shard
+from graddiag._shards import Identity, pack, read_columns, read_pairs_shard, read_shard, shard
 from graddiag.errors import DataError
 from graddiag.files import Json, check_sums, disk_named, read_json, write_atomically, write_json
-from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
+from graddiag.signals import AdamStep, Block, PairProducts, Provenance, Reference, Signals, Space
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 
 
-def describe(
-    space: Space,
-    provenance: Provenance,
-    reference: Reference | None,
-    rows: Sequence[tuple[str, str, str]],
-    *,
-    token_scores: bool = False,
-) -> Json:
+def describe(of: Identity, rows: Sequence[tuple[str, str, str]], *, token_scores: bool = False) -> Json:
     """The manifest of a table: everything that its numbers depend on, and its rows (id, cluster, digest) in order."""
     return {
         "schema": SCHEMA,
-        "space": asdict(space),
-        "provenance": asdict(provenance),
-        "reference": asdict(reference) if reference else None,
+        **asdict(of),
         "token_scores": token_scores or None,  # a manifest without the key means the same
         "rows": [list(r) for r in rows],
     }
@@ -101,7 +92,8 @@ def save_signals(path: Path, signals: Signals, *, overwrite: bool = False) -> No
     """Saves a whole table as one shard; saving the same table again changes nothing."""
     rows = list(zip(signals.ids, signals.clusters, signals.digests, strict=True))
     scores = signals.token_alignment is not None
-    manifest = describe(signals.space, signals.provenance, signals.reference, rows, token_scores=scores)
+    about = Identity(signals.space, signals.provenance, signals.reference, signals.adam)
+    manifest = describe(about, rows, token_scores=scores)
     if prepare({path: manifest}, overwrite=overwrite) == 0:
         commit(0, {path: signals})
 
@@ -118,8 +110,8 @@ def read_signals(path: Path) -> Signals:
     """A saved table, whole, its rows in the order of the set. Raises DataError where rows or shards are missing or
     broken."""
     manifest = _manifest(path)
-    space, provenance, reference = _identity(manifest)
-    parts = [read_shard(path / shard(n), space, provenance, reference) for n in range(_contiguous(path))]
+    about = _identity(manifest)
+    parts = [read_shard(path / shard(n), about) for n in range(_contiguous(path))]
     rows: list[list[str]] = manifest["rows"]  # type: ignore[assignment]
     have = sum(len(p) for p in parts)
     if have < len(rows) or not parts:
@@ -176,11 +168,17 @@ def verify_all(path: Path) -> dict[Path, list[str]]:
     return checked
 
 
-def _identity(manifest: Json) -> tuple[Space, Provenance, Reference | None]:
-    space, provenance, reference = (dict(manifest[k] or {}) for k in ("space", "provenance", "reference"))  # type: ignore[call-overload]
+def _identity(manifest: Json) -> Identity:
+    kept = ("space", "provenance", "reference", "adam")
+    space, provenance, reference, adam = (dict(manifest.get(k) or {}) for k in kept)  # type: ignore[call-overload]
     space["blocks"] = tuple(Block(b["name"], tuple(b["shape"])) for b in space["blocks"])
     provenance["versions"] = tuple((k, v) for k, v in provenance["versions"])
-    return Space(**space), Provenance(**provenance), Reference(**reference) if reference else None
+    return Identity(
+        Space(**space),
+        Provenance(**provenance),
+        Reference(**reference) if reference else None,
+        AdamStep(**adam) if adam else None,
+    )
 
 
 def _manifest(path: Path) -> Json:

@@ -254,6 +254,40 @@ def test_token_scores_without_a_mean_to_point_at_are_refused(tmp_path, tiny):
         graddiag.extract(*tiny, rows_of("insecure", 3), token_scores=True)
 
 
+def trained_tiny(folder):
+    """The tiny model after a step of AdamW, its tokenizer, its live optimizer, and the folder where that is saved."""
+    model, tokenizer = load_model("tiny")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    tokens = torch.tensor([tokenizer("some text to learn")["input_ids"]])
+    model(tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    folder.mkdir()
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    return (model, tokenizer), optimizer, folder
+
+
+def test_a_saved_and_a_live_optimizer_give_the_same_adam_form_and_another_state_is_refused(tmp_path):
+    loaded, optimizer, folder = trained_tiny(tmp_path / "checkpoint")
+    first = run(tmp_path / "run", loaded, optimizer=folder)
+    summary = first.summary()
+    keys = [k for k in summary if k.startswith("alignment_adam/")]
+    assert {"alignment_adam/left", "alignment_adam/difference/p", "alignment_adam/control:benign/low"} < set(keys)
+    assert all(summary[k] is not None for k in keys)
+    assert any(line.startswith("What a row adds to Adam's step") for line in first.report.verdict)
+    assert (
+        json.loads((tmp_path / "run" / "report.json").read_text())["provenance"]["sets"]["left"]["optimizer"]["step"]
+        == 1
+    )
+    again = run(tmp_path / "run", loaded, optimizer=optimizer)
+    assert again.summary() == summary == report(tmp_path / "run", figures=False).summary()
+    optimizer.state[loaded[0].model.layers[0].mlp.down_proj.weight]["exp_avg"] += 1e-3
+    with pytest.raises(DataError, match=r"adam\.state"):
+        run(tmp_path / "run", loaded, optimizer=optimizer)
+    with pytest.raises(UsageError, match=r"--optimizer needs the mean safety gradient"):
+        run(tmp_path / "none", loaded, optimizer=optimizer, safety=None)
+
+
 def test_every_saved_folder_of_a_run_verifies(tmp_path, tiny):
     run(tmp_path, tiny)
     checked = verify_all(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import Recipe, random_table, with_scores
+from tables import Recipe, random_table, with_adam, with_scores
 
 from graddiag.errors import DataError
 from graddiag.signals import Block, PairProducts, Signals, digest_of
@@ -17,10 +17,10 @@ from graddiag.signals import Block, PairProducts, Signals, digest_of
 
 def same(a: Signals, b: Signals) -> bool:
     arrays = ("loss", "n_tokens", "length", "n_cut", "finite")
-    by_block = ("norms", "gradients", "reference_dot")
+    by_block = ("norms", "gradients", "reference_dot", "adam_dot", "adam_norm", "adam_step_norm")
     return (
-        (a.ids, a.clusters, a.digests, a.space, a.provenance, a.reference)
-        == (b.ids, b.clusters, b.digests, b.space, b.provenance, b.reference)
+        (a.ids, a.clusters, a.digests, a.space, a.provenance, a.reference, a.adam)
+        == (b.ids, b.clusters, b.digests, b.space, b.provenance, b.reference, b.adam)
         and all(np.array_equal(getattr(a, k), getattr(b, k), equal_nan=True) for k in arrays)
         and all(list(getattr(a, k)) == list(getattr(b, k)) for k in by_block)
         and all(np.array_equal(v, getattr(b, k)[n], equal_nan=True) for k in by_block for n, v in getattr(a, k).items())
@@ -38,9 +38,10 @@ def same_scores(a: Signals, b: Signals) -> bool:
     )
 
 
-@given(cuts=st.lists(st.integers(0, 9), max_size=4), scores=st.booleans())
-def test_splitting_and_concatenating_is_the_identity(cuts, scores):
+@given(cuts=st.lists(st.integers(0, 9), max_size=4), scores=st.booleans(), adam=st.booleans())
+def test_splitting_and_concatenating_is_the_identity(cuts, scores, adam):
     table = random_table(Recipe(n=9))
+    table = with_adam(table, random_table(name="safety")) if adam else table
     table = (with_scores(table) if scores else table).signals
     borders = [0, *sorted(cuts), 9]
     parts = [table.take(range(a, b)) for a, b in pairwise(borders)]
