@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from graddiag.blocks import Part
+from graddiag.blocks import Part, Selected
 from graddiag.gradients import Gradients, wide
 from graddiag.signals import AdamStep
 
@@ -108,12 +108,20 @@ def adam_products(gradients: Gradients, moments: Moments, reference: Float[Tenso
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """The Adam states of the chosen blocks under the blocks' names, with a digest of all that a step depends on."""
+    """The Adam states of the chosen blocks under the blocks' names, with a digest of all that a step depends on.
+
+    The states are those of the optimizer itself, on its device, or are read from its file when they are used.
+    """
 
     name: str
     digest: str
     moments: Mapping[str, Moments]
     notes: tuple[str, ...] = ()
+
+    def at_hand(self, blocks: Sequence[Selected]) -> OptimizerState:
+        """The same with the states of some blocks only, each on its block's device."""
+        moments = {b.block.name: self.moments[b.block.name].on(b.parameter.device) for b in blocks}
+        return OptimizerState(self.name, self.digest, moments, self.notes)
 
     def toward(self, means: Mapping[str, Tensor]) -> AdamStep:
         """How the step without any example stands to a mean gradient, per block."""

@@ -183,7 +183,7 @@ def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, threshold
 @main.command()
 @click.argument("left")
 @click.argument("right")
-@together(AGAINST, MODEL, MEASURE, SAVE)
+@together(AGAINST, EXACT, MODEL, MEASURE, SAVE)
 @_common
 def plan(
     left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],

@@ -127,10 +127,12 @@ def extract(
         safe = encode(
             toward, tokenizer, target=target, max_length=extractor.space.max_length, skip_bad_rows=skip_bad_rows
         )
-        mean = MeanGradient()
+        state, mean = state_for(extractor, optimizer), MeanGradient()
         table = _in_memory(extractor, safe, batch_tokens=batch_tokens, mean=mean)
         check_finite(table, max_nonfinite)
-        known = mean.known(table).wanting(token_scores=token_scores, optimizer=state_for(extractor, optimizer))
+        known = mean.known(table).wanting(
+            token_scores=token_scores, optimizer=state.at_hand(extractor.blocks) if state else None
+        )
     signals = _in_memory(extractor, encoded, batch_tokens=batch_tokens, known=known)
     check_finite(signals, max_nonfinite)
     for note in (*read.notes, *encoded.notes, *signals.warnings, *extractor.notes):

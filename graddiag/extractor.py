@@ -124,6 +124,12 @@ class Extractor:
             {b.block.name: "it is shared by modules of different kinds" for b in blocks if not can_be_formed(b)}
         )
 
+    def only(self, names: Sequence[str]) -> Extractor:
+        """An extractor for some of the blocks, in the same space otherwise."""
+        blocks = [b for b in self.blocks if b.block.name in set(names)]
+        space = replace(self.space, blocks=tuple(b.block for b in blocks))
+        return Extractor(self.model, blocks, self.projector, space, self._provenance)
+
     def provenance(self, data: str) -> Provenance:
         """Where a table of the set `data` comes from."""
         return replace(self._provenance, data=data)

@@ -13,6 +13,7 @@ from graddiag._saved_optimizer import Entry, Settings, read_entries
 from graddiag.adam import Moments, OptimizerState
 from graddiag.blocks import Selected
 from graddiag.errors import UsageError
+from graddiag.gradients import wide
 from graddiag.signals import digest_of
 
 _STATE_KEYS = {"step", "exp_avg", "exp_avg_sq"}
@@ -110,12 +111,12 @@ def _moments(name: str, entries: Mapping[str, Entry], b: Selected) -> Moments:
     if not eps > 0:
         raise UsageError(f"The optimizer has eps={eps:g}: where a gradient was always 0, its step is undefined.")
     whole = Moments(first, second, int(_number(state, "step")), float(betas[0]), float(betas[1]), eps)
-    return whole.share(b.part).on(b.parameter.device)
+    return whole.share(b.part)
 
 
 def _digest(moments: Mapping[str, Moments]) -> str:
     """A digest of all that the steps of these blocks depend on; the same for a live optimizer and its saved state."""
     return digest_of(
-        f"{name} {m.step} {m.beta1} {m.beta2} {m.eps} {bytes_digest(m.first)} {bytes_digest(m.second)}"
+        f"{name} {m.step} {m.beta1} {m.beta2} {m.eps} {bytes_digest(wide(m.first))} {bytes_digest(wide(m.second))}"
         for name, m in moments.items()
     )

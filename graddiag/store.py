@@ -98,6 +98,19 @@ def save_signals(path: Path, signals: Signals, *, overwrite: bool = False) -> No
         commit(0, {path: signals})
 
 
+def save_pairs(
+    path: Path,
+    of: Identity,
+    rows: Sequence[tuple[str, str, str]],
+    products: PairProducts,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Saves exact products of pairs, whole, as one shard; `rows` are the pairs' ids, clusters and digests."""
+    if prepare({path: describe(of, rows)}, overwrite=overwrite) == 0:
+        commit(0, {path: products})
+
+
 def done_ids(path: Path) -> list[str]:
     """Ids of the rows in a store's complete shards. Raises DataError for a broken one."""
     numbers = range(_contiguous(path))
@@ -158,12 +171,11 @@ def verify_all(path: Path) -> dict[Path, list[str]]:
 
     Raises DataError where there is no store.
     """
-    stores = [p for p in (path, *sorted(path.glob("*"))) if is_store(p)]
+    stores = sorted(p.parent for p in path.rglob(MANIFEST))
     if not stores:
         raise DataError(f"{path} holds no saved signals, nor do its folders. Give the folder of a run.")
     checked = {p: verify(p) for p in stores}
-    means = path / "means"
-    if means.is_dir():
+    for means in sorted(path.rglob("means/")):
         checked[means] = [p for s in sorted(means.glob("*.json")) if (p := _problem(s))]
     return checked
 

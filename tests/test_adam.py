@@ -51,7 +51,7 @@ def measured_with(model, optimizer, rows, other, patterns=None):
     ex, mean = extractor_for(model, patterns), MeanGradient()
     safety = ex.measure(other, mean=mean).table(range(len(other)), other, ex.space, ex.provenance("safety"))
     state = read_optimizer(optimizer, model, ex.blocks)
-    known = mean.known(safety).wanting(token_scores=False, optimizer=state)
+    known = mean.known(safety).wanting(token_scores=False, optimizer=state.at_hand(ex.blocks))
     return ex.measure(rows, known=known).table(range(len(rows)), rows, ex.space, ex.provenance("x")), known
 
 
