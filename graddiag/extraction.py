@@ -189,6 +189,12 @@ def ready(
 ) -> Extractor:
     """An extractor for the chosen blocks, with the space in which its rows live; `name` is the model's, as the user
     gave it."""
+    away = [n for n, p in model.named_parameters() if p.device.type == "meta"]
+    if away:
+        raise DataError(
+            f"{len(away)} parameters, the first is {away[0]!r}, are not in memory (offloaded, or on the meta device). "
+            "Load the model onto devices only: a smaller --dtype, or a device_map without 'cpu' and 'disk' offloading."
+        )
     chosen = select_blocks(model, blocks)
     projector = make_projector(projection, dim, seed)
     space = Space(

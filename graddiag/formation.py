@@ -54,13 +54,14 @@ def form(b: Selected, use: Use, calls: Sequence[Call], layout: Layout) -> Gradie
             whole = torch.stack([_replayed(b, use.module, calls, i, layout) for i in range(layout.n)])
         return Dense(_share(whole, b.part, 1))
     used = [c for c in calls if 0 in c.grads]
-    grads = [by_example(c.grads[0], layout.n, layout.tokens, b.block.name) for c in used]
+    device = b.parameter.device  # a model may be spread over devices, and what goes into a module come from another one
+    grads = [by_example(c.grads[0].to(device), layout.n, layout.tokens, b.block.name) for c in used]
     if use.kind is Kind.BIAS:
         sums = [torch.stack([g[i, :t].sum(0) for i, t in enumerate(layout.lengths)]) for g in grads]
         return Dense(_share(torch.stack(sums).sum(0), b.part, 1))
     if use.kind is Kind.LOOKUP:
         return _lookup(b, use.module, used, grads, layout)
-    inputs = [by_example(_first(c), layout.n, layout.tokens, b.block.name) for c in used]
+    inputs = [by_example(_first(c).to(device), layout.n, layout.tokens, b.block.name) for c in used]
     left, right = (grads, inputs) if use.kind is Kind.LINEAR else (inputs, grads)
     # Padding between calls stays: its output gradients are 0.
     rows, at = layout.after(len(used)), layout.at(len(used), left[0].device)
@@ -95,7 +96,7 @@ def _lookup(
     ones = torch.ones_like(module.weight[: (module.padding_idx or 0) + 1])
     at_0 = torch.zeros(1, 1, dtype=torch.long, device=ones.device)
     scale = torch.func.functional_call(module, {"weight": ones}, (at_0,)).flatten()[0]
-    ids = [_first(c) for c in calls]
+    ids = [_first(c).to(module.weight.device) for c in calls]
     if any(x.numel() != layout.n * layout.tokens for x in ids):
         raise CannotReplay(f"{ids[0].numel()} ids for {layout.n} examples of {layout.tokens} tokens")
     chosen = torch.cat([x.reshape(layout.n, layout.tokens) for x in ids], 1)

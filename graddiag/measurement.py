@@ -60,6 +60,9 @@ def measure(
         mean = MeanGradient()
         shards = restart(manifests)
     todo = job.without(set(done_ids(place.tables[0])) | set(done_ids(place.tables[-1])))
+    if mean:
+        for b in extractor.blocks:
+            mean.total(b)  # what was loaded goes to the block's own device
     progress = Progress(" and ".join(s.name for s in job.sets), todo.tokens, quiet=quiet)
     chunks = stream(
         extractor,

@@ -49,8 +49,9 @@ class Session:
     def head_rows(self, logit_grads: Tensor, hidden: Tensor) -> None:
         """Takes the head's output gradients and inputs at all targets, row after row."""
         counts = self._batch.counts.tolist()
+        device = self._head.weight.device if isinstance(self._head, nn.Linear) else hidden.device
         padded = [
-            torch.nn.utils.rnn.pad_sequence(list(torch.split(x, counts)), batch_first=True)
+            torch.nn.utils.rnn.pad_sequence(list(torch.split(x.to(device), counts)), batch_first=True)
             for x in (logit_grads, hidden)
         ]
         at = torch.zeros_like(padded[0][..., 0], dtype=torch.long)

@@ -431,6 +431,13 @@ def test_projected_pairs_and_centring_are_options_that_the_report_names(tmp_path
         run(tmp_path / "c", tiny, pairs="both")
 
 
+def test_a_model_that_is_not_in_memory_is_refused():
+    model, tokenizer = load_model("tiny")
+    model.model.layers[1].to("meta")
+    with pytest.raises(DataError, match=r"9 parameters, the first is 'model\.layers\.1.*are not in memory"):
+        graddiag.extract(model, tokenizer, rows_of("insecure", 2))
+
+
 def test_a_model_object_needs_its_tokenizer(tiny):
     with pytest.raises(UsageError, match="needs its tokenizer"):
         compare(rows_of("insecure", 2), rows_of("educational", 2), model=tiny[0])
