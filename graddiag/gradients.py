@@ -67,6 +67,10 @@ class Gradients(ABC):
     ) -> Products:
         """All products of the batch; `total`, if given, has the finite gradients added to it."""
 
+    @abstractmethod
+    def tile(self, i: int, rows: range) -> Float[Tensor, ...]:
+        """Some rows of example i's gradient, formed, in float32 or better."""
+
 
 def wide(x: Tensor) -> Tensor:
     """In float32 or better: products of half precision are formed there."""
@@ -77,18 +81,31 @@ def wide(x: Tensor) -> Tensor:
 class Outer(Gradients):
     """`left_i^T right_i` over an example's own rows: for a linear weight, its output gradients and its inputs.
 
-    The rows of example i are `starts[i]` to `lengths[i]`; by default they start at 0.
+    The rows of example i are `starts[i]` to `lengths[i]`; by default they start at 0. `at` says at which position of
+    the batch a row stands; None: row t is position t.
     """
 
     left: Float[Tensor, "b t d0"]
     right: Float[Tensor, "b t d1"]
     lengths: tuple[int, ...]
     starts: tuple[int, ...] = ()
+    at: Int[Tensor, "b t"] | None = None
+
+    @property
+    def positions(self) -> Int[Tensor, "b t"]:
+        """The position of each row, whether stated or not."""
+        n, rows = self.left.shape[:2]
+        return torch.arange(rows, device=self.left.device).expand(n, rows) if self.at is None else self.at
 
     def factors(self, i: int) -> tuple[Float[Tensor, "t d0"], Float[Tensor, "t d1"]]:
         """The two factors of example i."""
         _, start, stop = self._rows(i)
         return wide(self.left[i, start:stop]), wide(self.right[i, start:stop])
+
+    def tile(self, i: int, rows: range) -> Float[Tensor, "rows d1"]:
+        """Some rows of example i's gradient, formed."""
+        left, right = self.factors(i)
+        return left[:, rows.start : rows.stop].T @ right
 
     def products(
         self,
@@ -184,6 +201,10 @@ class Dense(Gradients):
 
     values: Float[Tensor, b * shape]
 
+    def tile(self, i: int, rows: range) -> Float[Tensor, ...]:
+        """Some rows of example i's gradient."""
+        return wide(self.values[i, rows.start : rows.stop])
+
     def products(
         self,
         pairs: Sequence[tuple[int, int]],
@@ -207,7 +228,8 @@ class Lookup(Gradients):
     """Rows of a table: `output_grads` are added to the rows `ids`; a tied head adds its outer products `head`.
 
     With E the rows looked up and H the head's part, `<g_i, g_j>` has four terms: equal ids in E_i and E_j; the ghost
-    product of H_i and H_j; and twice `sum over t in i, s in j of left_j[s, id_it] <grad_it, right_js>`.
+    product of H_i and H_j; and twice `sum over t in i, s in j of left_j[s, id_it] <grad_it, right_js>`. `at` as in
+    `Outer`.
     """
 
     ids: Int[Tensor, "b t"]
@@ -215,6 +237,7 @@ class Lookup(Gradients):
     lengths: tuple[int, ...]
     rows: int
     head: Outer | None = None
+    at: Int[Tensor, "b t"] | None = None
 
     def looked_up(self, i: int) -> tuple[Int[Tensor, " t"], Float[Tensor, "t d"]]:
         """Ids and output gradients of example i."""

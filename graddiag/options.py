@@ -105,6 +105,32 @@ AGAINST = together(
         "--center", is_flag=True, help="Subtract the grand mean before cosines; pushes cosines between sets below zero."
     ),
 )
+TOWARD = option(
+    "--safety",
+    default=None,
+    metavar="SET",
+    help="Safe answers to harmful requests: rows get their exact products with its mean gradient.",
+)
+EXACT = together(
+    option(
+        "--token-scores",
+        is_flag=True,
+        help="Save through which position each row's gradient points along the mean safety gradient.",
+    ),
+    option(
+        "--optimizer",
+        default=None,
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="State of Adam or AdamW (optimizer.pt, or a Trainer's checkpoint folder): alignment of its steps too.",
+    ),
+    option(
+        "--mean-memory",
+        default=None,
+        metavar="BYTES",
+        help="Bytes for the mean safety gradient, such as 8GiB; above, blocks take turns.  [default: half of the free]",
+    ),
+)
 OUTPUT = together(
     option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout."),
     option(

@@ -36,27 +36,29 @@ class AlignmentScope:
     difference: Estimate
     controls: Mapping[str, Estimate] = field(default_factory=dict)
 
-    def keys(self) -> dict[str, float | None]:
-        """The flat keys of this scope; None where undefined."""
+    def keys(self, prefix: str) -> dict[str, float | None]:
+        """The flat keys of this scope under a prefix; None where undefined."""
         parts = {"left": self.left, "right": self.right, "difference": self.difference}
         parts |= {f"control:{name}": e for name, e in self.controls.items()}
         out: dict[str, float | None] = {}
         for name, e in parts.items():
-            out[f"alignment/{name}"] = optional(e.value)
-            out[f"alignment/{name}/low"] = optional(e.low)
-            out[f"alignment/{name}/high"] = optional(e.high)
-        return out | {"alignment/difference/p": optional(self.difference.p)}
+            out[f"{prefix}/{name}"] = optional(e.value)
+            out[f"{prefix}/{name}/low"] = optional(e.low)
+            out[f"{prefix}/{name}/high"] = optional(e.high)
+        return out | {f"{prefix}/difference/p": optional(self.difference.p)}
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Cosines with the mean safety gradient: all exact, or all projected.
+    """Cosines with the mean safety gradient, of gradients or of steps (`prefix` of the keys): all exact, or all
+    projected.
 
     `rows` holds the whole-vector cosine of each row of "left", "right" and each control, under "control:NAME", NaN for
     a row that is not finite or zero; `pair_difference` left minus right of each pair. `names` are the sets under the
     same keys.
     """
 
+    prefix: str
     names: Mapping[str, str]
     safety_name: str
     ids: tuple[str, ...]
@@ -68,13 +70,13 @@ class Alignment:
 
     def summary(self) -> dict[str, float | None]:
         """The flat keys of this result; None where undefined."""
-        return self.overall.keys()
+        return self.overall.keys(self.prefix)
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
-        """The same keys per block, and `alignment/difference/q`: the false discovery rate of the p over blocks."""
+        """The same keys per block, and `difference/q`: the false discovery rate of the p over blocks."""
         q = false_discovery_q(np.array([s.difference.p for s in self.blocks.values()], dtype=np.float64))
         rows = zip(self.blocks.items(), q, strict=True)
-        return {b: s.keys() | {"alignment/difference/q": optional(float(v))} for (b, s), v in rows}
+        return {b: s.keys(self.prefix) | {f"{self.prefix}/difference/q": optional(float(v))} for (b, s), v in rows}
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
@@ -94,13 +96,29 @@ def alignment(
     tables = {"left": comparison.left, "right": comparison.right} | {f"control:{n}": t for n, t in controls.items()}
     known = all(knows_safety(t, safety) for t in tables.values())
     cosines = exact_cosines(tables) if known else projected_cosines(tables, safety)
+    exact = known or comparison.left.space.projection == "exact"
+    return aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed)
+
+
+def aligned(
+    comparison: Comparison,
+    safety: Signals,
+    tables: Mapping[str, Signals],
+    cosines: Mapping[str, RowCosines],
+    *,
+    prefix: str,
+    exact: bool,
+    seed: int,
+) -> Alignment:
+    """Means and differences of the rows' cosines, over all blocks and in each."""
     blocks = comparison.left.blocks
     whole = {name: c.whole for name, c in cosines.items()}
     return Alignment(
+        prefix=prefix,
         names={name: t.provenance.data for name, t in tables.items()},
         safety_name=safety.provenance.data,
         ids=tuple(comparison.left.ids[i] for i in comparison.left_index),
-        exact=known or comparison.left.space.projection == "exact",
+        exact=exact,
         overall=_scope(comparison, tables, whole, seed),
         blocks={b: _scope(comparison, tables, {n: c.blocks[b] for n, c in cosines.items()}, seed) for b in blocks},
         rows=whole,
