@@ -87,6 +87,7 @@ class Extractor:
     ) -> None:
         self.model, self.blocks, self.projector, self.space = model, tuple(blocks), projector, space
         self.notes: list[str] = []
+        self.checked = False  # whether a long run has compared it with plain autograd
         self._provenance = provenance
         self._split = split_model(model)
         self._workspace = Workspace()
@@ -96,6 +97,16 @@ class Extractor:
         self._leave_to_single_runs(
             {b.block.name: "it is shared by modules of different kinds" for b in blocks if not can_be_formed(b)}
         )
+
+    @property
+    def alone(self) -> frozenset[str]:
+        """Blocks that so far took one backward pass per example."""
+        return frozenset(self._alone)
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Blocks that so far had no part in the loss."""
+        return frozenset(self._unused)
 
     def provenance(self, data: str) -> Provenance:
         """Where a table of the set `data` comes from."""

@@ -15,6 +15,7 @@ from graddiag.interrupt import Interrupted, deferred_stop
 from graddiag.mean_gradient import KnownMean, MeanGradient, forget_means, load_mean, save_mean
 from graddiag.progress import Progress
 from graddiag.signals import PairProducts, Signals
+from graddiag.startcheck import check_start
 from graddiag.store import commit, describe, done_ids, prepare, read_pairs, read_signals, restart
 
 SHARD_ROWS = 512
@@ -50,7 +51,7 @@ def measure(
 
     A shard is closed after 512 rows or 60 seconds, and at an interrupt with the rows that are done. With
     `place.mean`, the mean gradient of the (only) set is kept too and returned. Raises DataError where the folders
-    hold something else.
+    hold something else, and before anything long where hooks and plain autograd do not agree on one short row.
     """
     manifests = _manifests(extractor, job, place, known)
     shards = prepare(manifests, overwrite=overwrite)
@@ -59,6 +60,8 @@ def measure(
         mean = MeanGradient()
         shards = restart(manifests)
     todo = job.without(set(done_ids(place.tables[0])) | set(done_ids(place.tables[-1])))
+    if todo.units:
+        check_start(extractor, [todo.rows[i] for unit in todo.units for i in unit])
     progress = Progress(" and ".join(s.name for s in job.sets), todo.tokens, quiet=quiet)
     chunks = stream(
         extractor,

@@ -10,8 +10,8 @@ from typing import TypedDict, Unpack
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graddiag.data import ExampleSet, Source, read_set
-from graddiag.encoding import EncodedSet, encode
-from graddiag.errors import UsageError
+from graddiag.encoding import EncodedSet, doubled_special_tokens, encode
+from graddiag.errors import DataError, UsageError
 from graddiag.extraction import ready
 from graddiag.extractor import Extractor
 from graddiag.files import read_json
@@ -104,8 +104,18 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
         check_same_space(table.space, extractor.space, f"{table.provenance.data} (saved)", "what is to be measured now")
     length = extractor.space.max_length
     encoded = {r: encode(s, tokenizer, target=target, max_length=length, skip_bad_rows=skip) for r, s in sets.items()}
+    _refuse_doubled(encoded, tokenizer)
     notes += [n for e in encoded.values() for n in e.notes]
     return Prepared(saved, encoded, extractor, name, tuple(notes))
+
+
+def _refuse_doubled(encoded: Mapping[str, EncodedSet], tokenizer: PreTrainedTokenizerBase) -> None:
+    doubled = doubled_special_tokens([r for e in encoded.values() for r in e.rows], tokenizer)
+    if doubled:
+        raise DataError(
+            f"Every row has the special token {doubled[0]!r} twice side by side. "
+            "Take it out of the chat template, or keep the tokenizer from adding it (add_bos_token=False)."
+        )
 
 
 def model_name(model: Model) -> str:
