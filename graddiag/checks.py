@@ -20,7 +20,7 @@ from graddiag.blocks import Selected, select_blocks
 from graddiag.encoding import Encoded
 from graddiag.errors import GraddiagError, ResourceError, UsageError
 from graddiag.head import inner_model
-from graddiag.readings import Reading, by_autograd, by_hooks, difference, largest_gap, length
+from graddiag.readings import Reading, alone, by_autograd, by_hooks, difference, largest_gap, length
 from graddiag.startcheck import limit_for
 from graddiag.text import visible
 
@@ -76,8 +76,8 @@ class Bench:
 def check_hooks(bench: Bench, hooked: Sequence[Reading], plain: Sequence[Reading]) -> Check:
     """Whether losses, gradients and norms are those of one backward pass per row."""
     gap = largest_gap(hooked, plain)
-    detail = f"worst in {gap.where}, {len(bench.few)} rows, {len(bench.sample)} of {len(bench.blocks)} blocks"
-    return judged("hooks", gap.size, bench.limit, detail, f"--blocks without {gap.where}")
+    detail = f"worst in {gap}, {len(bench.few)} rows, {len(bench.sample)} of {len(bench.blocks)} blocks"
+    return judged("hooks", gap.size, bench.limit, detail, f"--blocks without {gap.block or 'the head'}")
 
 
 def check_batch(bench: Bench, hooked: Sequence[Reading]) -> Check:
@@ -88,7 +88,7 @@ def check_batch(bench: Bench, hooked: Sequence[Reading]) -> Check:
         "a module mixes the rows of a batch (batch statistics, expert capacity): extract each set by itself with "
         "--batch-tokens 1, and compare the folders"
     )
-    return judged("batch", gap.size, bench.limit, f"worst in {gap.where}, alone and among {len(bench.rows)} rows", mend)
+    return judged("batch", gap.size, bench.limit, f"worst in {gap}, alone and among {len(bench.rows)} rows", mend)
 
 
 def check_padding(bench: Bench, plain: Sequence[Reading]) -> Check:
@@ -98,7 +98,7 @@ def check_padding(bench: Bench, plain: Sequence[Reading]) -> Check:
         "the model ignores attention_mask or position_ids: graddiag pads on the right and needs neither, but train it "
         "with padding_side='right' too"
     )
-    return judged("padding", gap.size, bench.limit, f"worst in {gap.where}, padded on the left and not at all", mend)
+    return judged("padding", gap.size, bench.limit, f"worst in {gap}, padded on the left and not at all", mend)
 
 
 def check_dtype(bench: Bench, hooked: Sequence[Reading]) -> Check:
@@ -110,7 +110,7 @@ def check_dtype(bench: Bench, hooked: Sequence[Reading]) -> Check:
     try:
         model = _widened(bench.model, wide)
         blocks = {b.block.name: b for b in select_blocks(model, [b.block.name for b in bench.sample])}
-        exact = by_hooks(model, [blocks[b.block.name] for b in bench.sample], bench.few_rows[:2])
+        exact = alone(by_hooks, model, [blocks[b.block.name] for b in bench.sample], bench.few_rows[:2])
     except _CANNOT as error:
         return not_run("dtype", f"the model does not run in {_name(wide)} here: {_first_line(error)}")
     pair, whole = difference(*exact), max(length(r) for r in exact)
@@ -127,12 +127,12 @@ def check_attention(bench: Bench, hooked: Sequence[Reading]) -> Check:
     other = "sdpa" if own == "eager" else "eager"
     try:
         with _attention(inner, other):
-            found = by_hooks(bench.model, bench.sample, bench.few_rows[:2])
+            found = alone(by_hooks, bench.model, bench.sample, bench.few_rows[:2])
     except _CANNOT as error:
         return not_run("attention", f"{other} cannot be had: {_first_line(error)}")
     gap = largest_gap(hooked[:2], found)
     mend = f"load the model with attn_implementation={other!r} and pass it to graddiag.compare, to see which is right"
-    return judged("attention", gap.size, bench.limit, f"worst in {gap.where}, {own} against {other}", mend)
+    return judged("attention", gap.size, bench.limit, f"worst in {gap}, {own} against {other}", mend)
 
 
 def judged(name: str, value: float, limit: float, detail: str, mend: str) -> Check:

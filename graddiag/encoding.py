@@ -105,7 +105,7 @@ def doubled_special_tokens(rows: Sequence[Encoded], tokenizer: PreTrainedTokeniz
 
     What only some rows have is their own text, not the template's doing.
     """
-    special = set(tokenizer.all_special_ids)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
     for row in rows:
         special &= set(row.tokens[1:][row.tokens[1:] == row.tokens[:-1]].tolist())
     return tuple(str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(special)) if rows else ()

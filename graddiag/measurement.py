@@ -60,8 +60,6 @@ def measure(
         mean = MeanGradient()
         shards = restart(manifests)
     todo = job.without(set(done_ids(place.tables[0])) | set(done_ids(place.tables[-1])))
-    if todo.units:
-        check_start(extractor, [todo.rows[i] for unit in todo.units for i in unit])
     progress = Progress(" and ".join(s.name for s in job.sets), todo.tokens, quiet=quiet)
     chunks = stream(
         extractor,
@@ -72,13 +70,20 @@ def measure(
         mean=mean,
         progress=progress,
     )
-    _save(chunks, place, mean, shards)
+    _save(_checked(extractor, todo, chunks), place, mean, shards)
     progress.finish()
     whole = Chunk(tuple(read_signals(p) for p in place.tables), read_pairs(place.pairs) if place.pairs else _NO_PAIRS)
     return whole, mean.known(whole.tables[0]) if mean else None
 
 
 _NO_PAIRS = PairProducts((), {}, {})
+
+
+def _checked(extractor: Extractor, job: Job, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The chunks, after a check of one short row, if there is any row."""
+    if job.units:
+        check_start(extractor, [job.rows[i] for unit in job.units for i in unit])
+    yield from chunks
 
 
 def _save(chunks: Iterator[Chunk], place: Place, mean: MeanGradient | None, shards: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,9 @@ from graddiag.projection import Exact, Projector
 from graddiag.signals import Provenance, Space
 
 Array = np.ndarray
-_SMALL = 1e-4  # of the whole gradient's norm: below it a block's own norm is no scale (OPT's key bias has gradient 0)
+# Of the whole gradient's norm: below it a block's own norm is no scale for rounding (OPT's key bias has gradient 0, and
+# what rounding makes of it in half precision is a thousandth of the whole).
+_SMALL = 1e-2
 _NAT = 1.0  # scale of a row's losses: those of a row that is known by heart are rounding
 
 
@@ -35,12 +37,20 @@ class Reading:
     norms: Mapping[str, float]
 
 
+Read = Callable[[PreTrainedModel, Sequence[Selected], Sequence[Encoded]], list[Reading]]
+
+
 @dataclass(frozen=True)
 class Gap:
-    """The largest relative difference between two readings of the same rows, and where: a block, or 'loss'."""
+    """The largest relative difference between two readings of the same rows: in what (loss, gradient, norm), and in
+    which block, if it is one's."""
 
     size: float
-    where: str
+    what: str
+    block: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} of {self.block}" if self.block else self.what
 
 
 def by_hooks(model: PreTrainedModel, blocks: Sequence[Selected], rows: Sequence[Encoded]) -> list[Reading]:
@@ -81,13 +91,13 @@ def by_autograd(model: PreTrainedModel, blocks: Sequence[Selected], rows: Sequen
     return out
 
 
-def alone(model: PreTrainedModel, blocks: Sequence[Selected], rows: Sequence[Encoded]) -> list[Reading]:
-    """`by_autograd` of each row for itself."""
-    return [reading for row in rows for reading in by_autograd(model, blocks, [row])]
+def alone(read: Read, model: PreTrainedModel, blocks: Sequence[Selected], rows: Sequence[Encoded]) -> list[Reading]:
+    """`by_hooks` or `by_autograd` of each row for itself."""
+    return [reading for row in rows for reading in read(model, blocks, [row])]
 
 
 def largest_gap(found: Sequence[Reading], wanted: Sequence[Reading]) -> Gap:
-    """The worst of all rows: losses by their norm; gradients and norms by that of the block, or 1e-4 of the whole
+    """The worst of all rows: losses by their norm; gradients and norms by that of the block, or 1e-2 of the whole
     gradient's where that is larger. NaN, wherever it is, is the worst."""
     gaps = [g for f, w in zip(found, wanted, strict=True) for g in _gaps(f, w)]
     undefined = [g for g in gaps if math.isnan(g.size)]
@@ -108,8 +118,8 @@ def _gaps(found: Reading, wanted: Reading) -> Iterator[Gap]:
     yield Gap(_relative(found.losses, wanted.losses, _NAT), "loss")
     floor = _SMALL * length(wanted)
     for name, gradient in wanted.gradients.items():
-        yield Gap(_relative(found.gradients[name], gradient, floor), name)
-        yield Gap(_relative(np.array(found.norms[name]), np.array(wanted.norms[name]), floor), name)
+        yield Gap(_relative(found.gradients[name], gradient, floor), "gradient", name)
+        yield Gap(_relative(np.array(found.norms[name]), np.array(wanted.norms[name]), floor), "norm", name)
 
 
 def _relative(found: Array, wanted: Array, floor: float) -> float:

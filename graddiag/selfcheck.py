@@ -17,7 +17,7 @@ from graddiag.extraction import row_length
 from graddiag.files import Json
 from graddiag.preparation import model_name
 from graddiag.projection import LoGra
-from graddiag.readings import alone, bare_extractor, by_hooks
+from graddiag.readings import alone, bare_extractor, by_autograd, by_hooks
 from graddiag.startcheck import shortened
 
 PAIRS, OTHERS = 3, 2  # rows: both members of 3 pairs, and 2 safe answers
@@ -103,8 +103,8 @@ def selfcheck(
 
 
 def _of_gradients(bench: Bench) -> list[Check]:
-    hooked = [r for row in bench.few_rows for r in by_hooks(bench.model, bench.sample, [row])]
-    plain = alone(bench.model, bench.sample, bench.few_rows)
+    hooked = alone(by_hooks, bench.model, bench.sample, bench.few_rows)
+    plain = alone(by_autograd, bench.model, bench.sample, bench.few_rows)
     return [
         check_hooks(bench, hooked, plain),
         check_batch(bench, hooked),

@@ -44,7 +44,7 @@ def check_start(extractor: Extractor, rows: Sequence[Encoded]) -> None:
     # A row that is not finite in either way is none of this check's business: such rows are counted later.
     if gap.size > limit:
         raise DataError(
-            f"{gap.where}: what graddiag measures differs from plain autograd by {gap.size:.2g} of its size on the row "
+            f"The {gap}: what graddiag measures differs from plain autograd by {gap.size:.2g} of its size on the row "
             f"{row.id!r}; in {str(extractor.model.dtype).removeprefix('torch.')}, rounding makes at most {limit:g}. "
             "Leave such blocks out with --blocks; 'graddiag selfcheck' says more about this model."
         )

@@ -57,9 +57,10 @@ def configs() -> dict[str, PretrainedConfig]:
     }
 
 
-def build(name: str, **settings: object) -> PreTrainedModel:
+def build(name: str, *, vocabulary: int = VOCAB, context: int = 64, **settings: object) -> PreTrainedModel:
     """The model of a name, seeded; one-dimensional parameters are moved off their initial ones and zeros."""
     config = configs()[name]
+    config.vocab_size, config.max_position_embeddings = vocabulary, context
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, **settings).double().eval()
