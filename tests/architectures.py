@@ -57,9 +57,12 @@ def configs() -> dict[str, PretrainedConfig]:
     }
 
 
-def build(name: str, *, vocabulary: int = VOCAB, context: int = 64, **settings: object) -> PreTrainedModel:
+def build(
+    name: str, *, vocabulary: int = VOCAB, context: int = 64, tied: bool | None = None, **settings: object
+) -> PreTrainedModel:
     """The model of a name, seeded; one-dimensional parameters are moved off their initial ones and zeros."""
     config = configs()[name]
+    config.tie_word_embeddings = config.tie_word_embeddings if tied is None else tied
     config.vocab_size, config.max_position_embeddings = vocabulary, context
     with torch.random.fork_rng():
         torch.manual_seed(0)
