@@ -28,7 +28,7 @@ def opacus_gradients(model, rows):
 
 @pytest.mark.parametrize(("name", "kinds"), [("opt", KINDS), ("gpt-neox", KINDS), ("llama", (nn.Linear, nn.Embedding))])
 def test_linear_norm_and_embedding_gradients_are_those_of_opacus(name, kinds, make_rows):
-    model, rows = build(name, tied=False), make_rows(4)
+    model, rows = build(name, change={"tie_word_embeddings": False}), make_rows(4)
     modules = {n: m for n, m in model.named_modules() if type(m) in KINDS}
     assert {type(m) for m in modules.values()} == set(kinds)
     names = [f"{n}.{a}" for n, m in modules.items() for a, _ in m.named_parameters(recurse=False)]
