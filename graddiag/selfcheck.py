@@ -92,14 +92,17 @@ def selfcheck(
     try:
         extractor = bare_extractor(model, chosen, LoGra(1))
         survey = check_survey(bench, extractor)
-        checks = _of_gradients(bench)
+        return SelfCheck(model_name(model), (*_of_gradients(bench), *about, *survey), tuple(extractor.notes))
     except ResourceError:
         raise
     except GraddiagError as why:
-        broken = Check(_OF_HOOKS[0], "fail", None, None, str(why), _BROKEN)
-        silent = [not_run(n, "the hooks do not work") for n in _OF_HOOKS[1:]]
-        return SelfCheck(model_name(model), (broken, *silent, *about), ())
-    return SelfCheck(model_name(model), (*checks, *about, *survey), tuple(extractor.notes))
+        return SelfCheck(model_name(model), (*_broken(str(why)), *about), ())
+
+
+def _broken(why: str) -> list[Check]:
+    """The checks of a model that the hooks do not work on."""
+    first = Check(_OF_HOOKS[0], "fail", None, None, why, _BROKEN)
+    return [first, *(not_run(n, "the hooks do not work") for n in _OF_HOOKS[1:])]
 
 
 def _of_gradients(bench: Bench) -> list[Check]:
