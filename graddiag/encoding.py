@@ -100,6 +100,17 @@ def encode(
     return EncodedSet(examples.name, tuple(rows), notes, target, max_length)
 
 
+def doubled_special_tokens(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Special tokens that stand twice side by side in every row: a template prints what the tokenizer adds as well.
+
+    What only some rows have is their own text, not the template's doing.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    for row in rows:
+        special &= set(row.tokens[1:][row.tokens[1:] == row.tokens[:-1]].tolist())
+    return tuple(str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(special)) if rows else ()
+
+
 def match_targets(left: EncodedSet, right: EncodedSet) -> tuple[EncodedSet, EncodedSet]:
     """The two sets with equally many targets in every pair (rows of the same id) of which a member was cut.
 

@@ -217,7 +217,7 @@ def ready(
         tokenizer=tokenizer_digest(tokenizer),
         template=template_digest(tokenizer),
         target=target,
-        max_length=_length(model, max_length),
+        max_length=row_length(model, max_length),
         blocks=tuple(b.block for b in chosen),
         projection=projector.kind,
         dim=projector.dim,
@@ -235,7 +235,7 @@ def ready(
     return Extractor(model, chosen, projector, space, provenance)
 
 
-def _length(model: PreTrainedModel, asked: int | None) -> int:
+def row_length(model: PreTrainedModel, asked: int | None) -> int:
     """The greatest number of tokens of a row. Raises UsageError where the model's context does not hold it."""
     if asked is None:
         return default_max_length(model)

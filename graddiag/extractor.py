@@ -114,6 +114,7 @@ class Extractor:
     ) -> None:
         self.model, self.blocks, self.projector, self.space = model, tuple(blocks), projector, space
         self.notes: list[str] = []
+        self.checked = False  # whether a long run has compared it with plain autograd
         self._provenance = provenance
         self._split = split_model(model)
         self._workspace = Workspace()
@@ -129,6 +130,16 @@ class Extractor:
         blocks = [b for b in self.blocks if b.block.name in set(names)]
         space = replace(self.space, blocks=tuple(b.block for b in blocks))
         return Extractor(self.model, blocks, self.projector, space, self._provenance)
+
+    @property
+    def alone(self) -> frozenset[str]:
+        """Blocks that so far took one backward pass per example."""
+        return frozenset(self._alone)
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Blocks that so far had no part in the loss."""
+        return frozenset(self._unused)
 
     def provenance(self, data: str) -> Provenance:
         """Where a table of the set `data` comes from."""

@@ -45,14 +45,14 @@ class SplitModel:
 
 def split_model(model: nn.Module) -> SplitModel | None:
     """The decoder and head of a `transformers` causal LM, or None where it has no plain linear head."""
-    inner = _without_adapter(model)
+    inner = inner_model(model)
     head, decoder = inner.get_output_embeddings(), inner.get_decoder()  # type: ignore[no-untyped-call]
     if type(head) is not nn.Linear or decoder is None or decoder is inner:
         return None
     return SplitModel(decoder, head)
 
 
-def _without_adapter(model: nn.Module) -> PreTrainedModel:
+def inner_model(model: nn.Module) -> PreTrainedModel:
     """The model that a PEFT wrapper wraps; its adapters are modules inside it."""
     base: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
     inner = model if base is None else base()

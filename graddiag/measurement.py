@@ -16,6 +16,7 @@ from graddiag.interrupt import Interrupted, deferred_stop
 from graddiag.mean_gradient import KnownMean, MeanGradient, forget_means, load_mean, save_mean
 from graddiag.progress import Progress
 from graddiag.signals import PairProducts, Signals
+from graddiag.startcheck import check_start
 from graddiag.store import commit, describe, done_ids, prepare, read_pairs, read_signals, restart
 
 SHARD_ROWS = 512
@@ -51,7 +52,7 @@ def measure(
 
     A shard is closed after 512 rows or 60 seconds, and at an interrupt with the rows that are done. With
     `place.mean`, the mean gradient of the (only) set is kept too and returned. Raises DataError where the folders
-    hold something else.
+    hold something else, and before anything long where hooks and plain autograd do not agree on one short row.
     """
     manifests = _manifests(extractor, job, place, known)
     shards = prepare(manifests, overwrite=overwrite)
@@ -73,13 +74,20 @@ def measure(
         mean=mean,
         progress=progress,
     )
-    _save(chunks, place, mean, shards)
+    _save(_checked(extractor, todo, chunks), place, mean, shards)
     progress.finish()
     whole = Chunk(tuple(read_signals(p) for p in place.tables), read_pairs(place.pairs) if place.pairs else _NO_PAIRS)
     return whole, mean.known(whole.tables[0]) if mean else None
 
 
 _NO_PAIRS = PairProducts((), {}, {})
+
+
+def _checked(extractor: Extractor, job: Job, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The chunks, after a check of one short row, if there is any row."""
+    if job.units:
+        check_start(extractor, [job.rows[i] for unit in job.units for i in unit])
+    yield from chunks
 
 
 def _save(chunks: Iterator[Chunk], place: Place, mean: MeanGradient | None, shards: int) -> None:

@@ -47,13 +47,15 @@ MODEL = together(
     ),
     option("--device", default=None, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one."),
 )
+BLOCKS = option(
+    "--blocks",
+    multiple=True,
+    metavar="GLOB",
+    help="Parameter blocks (repeatable); by default the linear weights inside the decoder layers.",
+)
+MAX_LENGTH = option("--max-length", default=None, type=int, help="Tokens per row; by default the model's context.")
 MEASURE = together(
-    option(
-        "--blocks",
-        multiple=True,
-        metavar="GLOB",
-        help="Parameter blocks (repeatable); by default the linear weights inside the decoder layers.",
-    ),
+    BLOCKS,
     option("--target", default="answer", help="Tokens that the loss averages: answer, or all."),
     option("--projection", default="logra", help="exact, logra, sjlt, dense or lowrank (see the README)."),
     option("--dim", default=256, help="Numbers per row and block; a square for two-sided kinds."),
@@ -65,7 +67,7 @@ MEASURE = together(
         "first 16 rows of the safety set, else of LEFT.",
     ),
     option("--limit", default=None, type=int, help="Only the first N rows of each set."),
-    option("--max-length", default=None, type=int, help="Tokens per row; by default the model's context."),
+    MAX_LENGTH,
     option("--batch-tokens", default=2048, help="Padded tokens per batch."),
     option(
         "--cluster",

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graddiag.bases import MEANS, REFERENCE_ROWS, Given, first_kind, kept_bases, on_bases, read_reference
 from graddiag.data import ExampleSet, Source, read_set
-from graddiag.encoding import Encoded, EncodedSet, encode
-from graddiag.errors import UsageError
+from graddiag.encoding import Encoded, EncodedSet, doubled_special_tokens, encode
+from graddiag.errors import DataError, UsageError
 from graddiag.extraction import ready
 from graddiag.extractor import Extractor
 from graddiag.files import read_json
@@ -101,6 +101,7 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
         return encode(one, tokenizer, target=target, max_length=length, skip_bad_rows=skip)
 
     encoded = {role: encoded_set(s) for role, s in sets.items()}
+    _refuse_doubled(encoded, tokenizer)
     notes += [n for e in encoded.values() for n in e.notes]
     reference: tuple[Encoded, ...] = ()
     if how.get("projection") == "lowrank" and not isinstance(known, Bases):
@@ -165,6 +166,15 @@ def _first_rows(saved: Mapping[str, Signals], encoded: Mapping[str, EncodedSet])
 def _check_saved(prepared: Prepared, extractor: Extractor) -> None:
     for table in prepared.saved.values():
         check_same_space(table.space, extractor.space, f"{table.provenance.data} (saved)", "what is to be measured now")
+
+
+def _refuse_doubled(encoded: Mapping[str, EncodedSet], tokenizer: PreTrainedTokenizerBase) -> None:
+    doubled = doubled_special_tokens([r for e in encoded.values() for r in e.rows], tokenizer)
+    if doubled:
+        raise DataError(
+            f"Every row has the special token {doubled[0]!r} twice side by side. "
+            "Take it out of the chat template, or keep the tokenizer from adding it (add_bos_token=False)."
+        )
 
 
 def model_name(model: Model) -> str:

@@ -3,6 +3,9 @@ comparing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -57,9 +60,19 @@ def configs() -> dict[str, PretrainedConfig]:
     }
 
 
-def build(name: str, **settings: object) -> PreTrainedModel:
-    """The model of a name, seeded; one-dimensional parameters are moved off their initial ones and zeros."""
+def build(
+    name: str,
+    *,
+    vocabulary: int = VOCAB,
+    context: int = 64,
+    change: Mapping[str, object] = MappingProxyType({}),
+    **settings: object,
+) -> PreTrainedModel:
+    """The model of a name, seeded; one-dimensional parameters are moved off their initial ones and zeros. `change` is
+    of its config."""
     config = configs()[name]
+    config.update(change)
+    config.vocab_size, config.max_position_embeddings = vocabulary, context
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, **settings).double().eval()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from architectures import build, configs, with_lora
 from conftest import pairs_of
+from defects import with_stray_parameter
 from reference import row_gradients
 from test_extractor import extractor_for
 
@@ -118,11 +119,7 @@ def test_training_settings_of_the_model_change_nothing(mode, frozen, make_rows):
 
 
 def test_a_parameter_that_a_module_does_not_use_itself_falls_back_and_is_named(make_rows):
-    model, rows = build("llama"), make_rows(3)
-    layer = model.model.layers[0]
-    layer.mlp.scale = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.ones(24, dtype=torch.float64) * 1.5)})
-    forward = layer.mlp.forward
-    layer.mlp.forward = lambda x: forward(x) * layer.mlp.scale["a"]
+    model, rows = with_stray_parameter(build("llama")), make_rows(3)
     ex = extractor_for(model, ["*"])
     measured = ex.measure(rows)
     told = [n for n in ex.notes if "one backward pass per example" in n]

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_models import save
+
+from graddiag.models import load_model
 
 SMALL = ["--model", "tiny", "--blocks", "*.mlp.down_proj", "--dim", "16"]
 NO_NETWORK = """
@@ -102,7 +105,8 @@ def test_a_second_run_finds_the_shards(done):
         (["compare", "insecure", "educational", "--model", "tiny", "--blocks", "*.oproj"], 2, "o_proj"),
         (["compare", "insecure"], 2, "RIGHT"),
         (["compare", "insecure", "educational", "--model", "tiny", "--out", "run", "--dim", "4"], 3, r"space\.dim"),
-        (["selfcheck"], 2, "not there yet"),
+        (["selfcheck", "--model", "tiny"], 0, "9 passed, 0 failed, 0 not run"),
+        (["selfcheck", "--model", "tiny", "--max-length", "9"], 3, "no room for an answer in 9"),
         (["screen", "insecure"], 2, "not there yet"),
         (["erosion"], 2, "not there yet"),
         (["verify", "run"], 0, ""),
@@ -188,3 +192,16 @@ def test_text_of_a_data_set_reaches_the_terminal_with_control_characters_visible
     assert found.returncode == 3
     assert "\x1b" not in found.stderr
     assert "red" in found.stderr
+
+
+def test_a_selfcheck_that_fails_exits_with_1_and_its_json_says_what_mends_it(tmp_path):
+    model, tokenizer = load_model("tiny")
+    tokenizer.chat_template = "<|pad|><|pad|>" + tokenizer.chat_template
+    save((model, tokenizer), tmp_path / "doubled")
+    found = graddiag("selfcheck", "--model", tmp_path / "doubled", "--blocks", "*.down_proj", "--json", cwd=tmp_path)
+    assert found.returncode == 1, found.stderr
+    document = json.loads(found.stdout)
+    assert not document["passed"]
+    assert {c["name"]: c["mend"] for c in document["checks"] if c["status"] == "fail"} == {
+        "special tokens": "another chat template, or add_bos_token=False"
+    }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import pairs_of, relative
+from defects import Past, with_up_projection
 from reference import row_gradients, row_token_losses
 from torch import nn
 
@@ -211,24 +212,11 @@ def test_blocks_that_take_no_part_have_gradient_0_and_are_told_of(make_llama, ma
 
 
 def test_a_linear_weight_that_is_used_past_its_module_is_refused(make_llama, make_rows):
-    model = make_llama()
-    up = model.model.layers[1].mlp.up_proj
-    model.model.layers[1].mlp.up_proj = Past(up)
+    model = with_up_projection(make_llama(), Past)
     with pytest.raises(
         DataError, match=r"1 of 21 blocks took no part.*layers\.1\.mlp\.up_proj\.inner\.weight.*torch\.compile"
     ):
         extractor_for(model).measure(make_rows(2))
-
-
-class Past(nn.Module):
-    """Uses a linear module's weight without calling the module, as a fused kernel does."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return x @ self.inner.weight.T
 
 
 def test_scaled_logits_are_found_out_and_the_models_own_are_used(make_llama, make_rows):
