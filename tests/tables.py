@@ -13,6 +13,12 @@ from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals
 
 BLOCKS = ("layers.0.mlp.down_proj.weight", "layers.1.mlp.down_proj.weight", "layers.1.self_attn.o_proj.weight")
 SIZE = 48  # parameters of a block
+PROJECTED = (  # numbers that have a standard error by the projection
+    *(f"conflict/{k}" for k in ("paired_cosine", "same_cluster", "within_left", "within_right", "across")),
+    *("conflict/mean_gradient_cosine", "conflict/mean_gradient_cosine_corrected"),
+    *("framing/consistency", "framing/safety_cosine"),
+    *(f"alignment/{k}" for k in ("left", "right", "difference", "control:benign")),
+)
 
 Full = dict[str, Float[np.ndarray, "n d"]]
 
@@ -36,7 +42,7 @@ class Table:
 def space_of(blocks: Sequence[str] = BLOCKS, *, size: int = SIZE, dim: int = 16, projection: str = "logra") -> Space:
     """A space whose blocks have `size` parameters each; "exact" keeps them all."""
     kept = size if projection == "exact" else dim
-    shapes = tuple(Block(b, (size // 2, 2)) for b in blocks)
+    shapes = tuple(Block(b, (size,)) for b in blocks)
     return Space("tokenizer", "template", "answer", 512, shapes, projection, kept, 0, "probe", "float64")
 
 

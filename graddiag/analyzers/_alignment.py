@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
 
+from graddiag.analyzers._alignment_error import alignment_errors
 from graddiag.analyzers._cosines import (
     RowCosines,
     check_safety,
@@ -16,6 +18,7 @@ from graddiag.analyzers._cosines import (
     mean_gradient,
     projected_with,
 )
+from graddiag.analyzers._projection_error import error_keys
 from graddiag.comparison import Comparison
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, Estimate, cluster_mean, false_discovery_q, mean_difference, optional
@@ -28,24 +31,31 @@ class AlignmentScope:
     """Mean cosines with the mean safety gradient, of one block or of all blocks as one vector.
 
     A negative cosine: to first order, one step on such a row raises the loss on safe answers. `difference` is left
-    minus right over pairs, its p that of sign flips of clusters. Intervals are given this safety set.
+    minus right over pairs, its p that of sign flips of clusters. Intervals are given this safety set. `projection_se`
+    has the standard error by the projection of each of them, NaN where they come from exact products.
     """
 
     left: Estimate
     right: Estimate
     difference: Estimate
     controls: Mapping[str, Estimate] = field(default_factory=dict)
+    projection_se: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Estimate]:
+        """The numbers by name: left, right, difference, control:NAME."""
+        parts = {"left": self.left, "right": self.right, "difference": self.difference}
+        return parts | {f"control:{name}": e for name, e in self.controls.items()}
 
     def keys(self) -> dict[str, float | None]:
         """The flat keys of this scope; None where undefined."""
-        parts = {"left": self.left, "right": self.right, "difference": self.difference}
-        parts |= {f"control:{name}": e for name, e in self.controls.items()}
         out: dict[str, float | None] = {}
-        for name, e in parts.items():
+        for name, e in self.parts.items():
             out[f"alignment/{name}"] = optional(e.value)
             out[f"alignment/{name}/low"] = optional(e.low)
             out[f"alignment/{name}/high"] = optional(e.high)
-        return out | {"alignment/difference/p": optional(self.difference.p)}
+        errors = error_keys({f"alignment/{name}": e for name, e in self.projection_se.items()})
+        return out | {"alignment/difference/p": optional(self.difference.p)} | errors
 
 
 @dataclass(frozen=True)
@@ -94,15 +104,24 @@ def alignment(
     tables = {"left": comparison.left, "right": comparison.right} | {f"control:{n}": t for n, t in controls.items()}
     known = all(knows_safety(t, safety) for t in tables.values())
     cosines = exact_cosines(tables) if known else projected_cosines(tables, safety)
-    blocks = comparison.left.blocks
     whole = {name: c.whole for name, c in cosines.items()}
+    overall = _scope(comparison, tables, whole, seed)
+    blocks = {
+        b: _scope(comparison, tables, {n: c.blocks[b] for n, c in cosines.items()}, seed)
+        for b in comparison.left.blocks
+    }
+    if not known:
+        overall_se, by_block = alignment_errors(comparison, safety, tables, cosines)
+    else:
+        overall_se = dict.fromkeys(overall.parts, 0.0 if comparison.left.space.projection == "exact" else math.nan)
+        by_block = dict.fromkeys(blocks, overall_se)
     return Alignment(
         names={name: t.provenance.data for name, t in tables.items()},
         safety_name=safety.provenance.data,
         ids=tuple(comparison.left.ids[i] for i in comparison.left_index),
         exact=known or comparison.left.space.projection == "exact",
-        overall=_scope(comparison, tables, whole, seed),
-        blocks={b: _scope(comparison, tables, {n: c.blocks[b] for n, c in cosines.items()}, seed) for b in blocks},
+        overall=_with_errors(overall, overall_se),
+        blocks={b: _with_errors(scope, by_block[b]) for b, scope in blocks.items()},
         rows=whole,
         pair_difference=_difference(comparison, whole),
     )
@@ -126,6 +145,11 @@ def _scope(
     difference = mean_difference(_difference(comparison, values), comparison.clusters, bounds=DIFFERENCE, seed=seed)
     controls = {name.removeprefix("control:"): e for name, e in means.items() if name not in ("left", "right")}
     return AlignmentScope(means["left"], means["right"], difference, controls)
+
+
+def _with_errors(scope: AlignmentScope, errors: Mapping[str, float]) -> AlignmentScope:
+    kept = {n: errors[n] if math.isfinite(e.value) else math.nan for n, e in scope.parts.items()}
+    return replace(scope, projection_se=kept)
 
 
 def _mean_by_cluster(table: Signals, values: Float[np.ndarray, " n"]) -> Estimate:
