@@ -17,9 +17,8 @@ from scipy.special import stdtrit
 
 from graddiag.row_layout import RowLayout, row_layout
 from graddiag.signals import Block, Space
-from graddiag.statistics import LEVEL, optional
+from graddiag.statistics import LEVEL, NORMAL, optional
 
-NORMAL = 1.96  # half-width of a 95 % interval in standard errors, what readers multiply a standard error with
 _UPPER = 0.5 + LEVEL / 2
 
 
