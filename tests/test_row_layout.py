@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from test_projection import projector_for
 
 from graddiag.gradients import Dense
-from graddiag.projection import make_projector
 from graddiag.row_layout import row_layout
 from graddiag.signals import Block
 
@@ -16,10 +16,10 @@ SHAPES = [(48, 40), (5, 60), (60, 1), (3, 3), (200,), (4, 9, 20)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", ["exact", "logra"])
+@pytest.mark.parametrize("kind", ["exact", "logra", "sjlt", "dense", "lowrank"])
 def test_the_layout_has_as_many_places_as_the_projectors_rows(kind, shape):
-    projector = make_projector(kind, 64, 0)
-    rows = projector.rows(Block("b", shape), Dense(torch.ones(2, *shape)))
+    block = Block("b", shape)
+    rows = projector_for(kind, 64, 0, block).rows(block, Dense(torch.ones(2, *shape)))
     layout = row_layout(kind, 64, shape)
     assert rows.shape == (2, layout.size)
     assert layout.is_whole == (layout.size == math.prod(shape))

@@ -1,0 +1,22 @@
+"""How a gradient becomes a short row: kept whole, or multiplied with random matrices from one side or from both."""
+
+from graddiag.projection._dense import GaussianRows
+from graddiag.projection._exact import Exact
+from graddiag.projection._logra import LoGra
+from graddiag.projection._lowrank import Bases, LowRank, sides_basis
+from graddiag.projection._projector import KINDS, Projector, make_projector, probe_digest
+from graddiag.projection._sjlt import Sjlt
+
+__all__ = [
+    "KINDS",
+    "Bases",
+    "Exact",
+    "GaussianRows",
+    "LoGra",
+    "LowRank",
+    "Projector",
+    "Sjlt",
+    "make_projector",
+    "probe_digest",
+    "sides_basis",
+]

@@ -1,0 +1,44 @@
+"""Which random directions does a seed stand for? Made on the CPU in float64, whatever the device, dtype, thread or
+order."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+# Of i.i.d. rows, k of d directions have 1 / (1 - k / d) times the variance of orthonormal ones. Below a quarter the QR
+# would buy less than that quarter, and i.i.d. rows have a variance in closed form.
+ORTHONORMAL_SHARE = 0.25
+QR_ENTRIES = 2**22  # of a matrix up to which its QR is a matter of seconds, and 32 MiB
+
+
+def generator(*key: object, row: int = 0) -> np.random.Generator:
+    """A generator of its own for every key and row; counter-based (Philox), so that no draw depends on another."""
+    return np.random.Generator(philox(*key, row=row))
+
+
+def philox(*key: object, row: int = 0) -> np.random.Philox:
+    """The counter of a key, set to where a row's numbers begin: rows are 2^64 steps apart."""
+    digest = hashlib.sha256("\0".join(str(k) for k in key).encode()).digest()[:16]
+    return np.random.Philox(key=int.from_bytes(digest, "little"), counter=row << 64)
+
+
+def becomes_orthonormal(k: int, d: int) -> bool:
+    """Whether k random directions of d are made orthonormal: where it pays, and can be paid."""
+    return k >= ORTHONORMAL_SHARE * d and k * d <= QR_ENTRIES
+
+
+def unbiased(draws: Float[np.ndarray, "k _"], d: int) -> Float[np.ndarray, "k _"]:
+    """The rows of a Gaussian matrix P that lie in a space of d dimensions, scaled so that `E[P^T P]` is its identity.
+
+    Where `becomes_orthonormal`, the rows are first made orthonormal in their order (QR, positive diagonal: then they
+    are uniformly distributed), hence scaled by sqrt(d / k) instead of 1 / sqrt(k).
+    """
+    k = len(draws)
+    if not becomes_orthonormal(k, d):
+        return draws / math.sqrt(k)
+    q, r = np.linalg.qr(draws.T)
+    return (q * np.sign(np.diag(r))).T * math.sqrt(d / k)

@@ -1,0 +1,96 @@
+"""A sparse one-sided projection: as fine as a dense one, for a few additions per number of the gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from graddiag.errors import UsageError
+from graddiag.gradients import Gradients
+from graddiag.projection._draws import philox
+from graddiag.projection._exact import Exact
+from graddiag.projection._one_sided import Map, matrix_shape, one_sided_rows
+from graddiag.row_layout import row_layout
+from graddiag.signals import Block
+
+# Non-zeros per number of the gradient, at most. The variance is the same for any (see `Sjlt`), but not the tail: that
+# two large numbers fall together has probability s / k and then costs 1 / s, so the error's excess kurtosis falls as
+# 1 / s^2, while the work grows as s.
+NONZEROS = 4
+TILE = 2**20  # numbers of the gradient whose places are held at once: 16 MiB of places
+KEPT_TILES = 16  # 256 MiB of places at most; larger models draw them again for every batch
+
+
+@dataclass(frozen=True)
+class Sjlt:
+    """Sparse Johnson-Lindenstrauss projection of the flattened gradient to `dim` numbers (Kane & Nelson 2014, arXiv
+    1012.1577, their block construction).
+
+    The places are s groups of k / s; every number of the gradient goes to one random place of each group with a random
+    sign, times 1 / sqrt(s). s is the largest divisor of k up to 4; with s = 1 this is CountSketch. Signs are
+    independent, hence inner products unbiased, and two numbers meet in a group with probability s / k, so that each of
+    the s independent groups has the variance `(s / k) V` with `V = |g|^2 |h|^2 + <g, h>^2 - 2 sum_i g_i^2 h_i^2`, and
+    their mean has `V / k`, whatever s.
+
+    Places come from a counter-based generator keyed by (seed, block, row of the block): they do not depend on device,
+    thread or order, and any row's can be had alone. A row is no beginning of a longer one, since the number of places
+    decides where a number goes; with twice the places (and the same s) each of them is split in two, whose sum it is.
+    """
+
+    dim: int = 256
+    seed: int = 0
+    kind: str = field(default="sjlt", init=False)
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise UsageError(f"--dim {self.dim} leaves nothing of a gradient. Use 1 or more.")
+
+    @property
+    def nonzeros(self) -> int:
+        """Groups of places, s."""
+        return max(s for s in range(1, NONZEROS + 1) if self.dim % s == 0)
+
+    def size(self, block: Block) -> int:
+        """Length of a row: `dim`, or the number of elements of a block that has no more."""
+        return row_layout(self.kind, self.dim, block.shape).size
+
+    def rows(self, block: Block, gradients: Gradients) -> Float[Tensor, "b k"]:
+        """One row per example; a tile of one example's gradient is formed at a time."""
+        if row_layout(self.kind, self.dim, block.shape).is_whole:
+            return Exact().rows(block, gradients)
+        width = matrix_shape(block)[1]
+
+        def map_of(rows: Sequence[int], like: Tensor) -> Map:
+            places = torch.from_numpy(_places(self, block.name, _key(rows), width)).to(like.device)
+            return lambda tile: self._added(places, tile.flatten())
+
+        return one_sided_rows(block, gradients, self.dim, map_of, tile_rows=max(1, TILE // width))
+
+    def _added(self, places: Int[Tensor, "s d"], x: Float[Tensor, " d"]) -> Float[Tensor, " k"]:
+        """An even place takes what counts with +, the odd one after it what counts with -."""
+        s = len(places)
+        sums = x.new_zeros(s, 2 * self.dim // s)
+        for group, at in zip(sums, places, strict=True):
+            group.index_add_(0, at, x)
+        return ((sums[:, 0::2] - sums[:, 1::2]) / math.sqrt(s)).flatten()
+
+
+def _key(rows: Sequence[int]) -> Sequence[int]:
+    return rows if isinstance(rows, range) else tuple(rows)
+
+
+@lru_cache(maxsize=KEPT_TILES)
+def _places(p: Sjlt, name: str, rows: Sequence[int], width: int) -> Int[np.ndarray, "s d"]:
+    """Twice the place within its group, plus the sign, of each number of these rows in each group."""
+    s, steps = p.nonzeros, math.ceil(width * p.nonzeros / 2)
+    raw = np.stack([philox(p.seed, name, "sjlt", row=r).random_raw(steps) for r in rows])
+    bits = raw.view(np.uint32)[:, : width * s].reshape(-1, s).T  # 32 bits for each number and group
+    at = ((bits >> np.uint32(1)).astype(np.uint64) * np.uint64(p.dim // s)) >> np.uint64(31)
+    return np.ascontiguousarray(at.astype(np.int32) * 2 + (bits & np.uint32(1)).astype(np.int32))
