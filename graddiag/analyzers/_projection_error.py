@@ -85,20 +85,21 @@ def spread(influence: Influence, layout: RowLayout) -> Spread:
     scaling the others by c changes the number by `c (R_a - mean R) / (1 - c (H_a - mean H))`; the variance is
     `sum of squares / c`. Places that are not random stay, and a side that is kept whole adds nothing. What a pair of
     places does beyond its two sides, `m n / ((m - 1)(n - 1)) sum E^2` with E the residuals of the two-way table, is in
-    both sides' variances and is counted once.
+    both sides' variances and is counted once. Orthonormal places are drawn without replacement: all directions of a
+    side together give the exact product, so that a side's variance is that of its unseen share.
     """
     moves, shares = influence.moves.reshape(layout.kept), influence.shares.reshape(layout.kept)
     random = [k - f for k, f in zip(layout.kept, layout.fixed, strict=True)]
     sides = []
-    for side, n in enumerate(random):
+    for side, (n, unseen) in enumerate(zip(random, layout.unseen, strict=True)):
         other = tuple(s for s in range(len(random)) if s != side)
-        sides.append(_side(moves.sum(axis=other)[-n:], shares.sum(axis=other)[-n:]) if n else (0.0, 0.0))
+        sides.append(_side(moves.sum(axis=other)[-n:], shares.sum(axis=other)[-n:], unseen) if n else (0.0, 0.0))
     twice = _interaction(moves[-random[0] :, -random[1] :]) if len(random) == 2 and all(random) else 0.0
     (first, doubt), (second, more) = sides if len(sides) == 2 else (sides[0], (0.0, 0.0))
-    return Spread(first, second, twice, doubt + more)
+    return Spread(first, second, twice * math.prod(layout.unseen), doubt + more)
 
 
-def _side(moves: Float[np.ndarray, " n"], shares: Float[np.ndarray, " n"]) -> tuple[float, float]:
+def _side(moves: Float[np.ndarray, " n"], shares: Float[np.ndarray, " n"], unseen: float) -> tuple[float, float]:
     """The variance over one side's random places, and the variance of that variance."""
     n = len(moves)
     if n == 1:
@@ -108,7 +109,7 @@ def _side(moves: Float[np.ndarray, " n"], shares: Float[np.ndarray, " n"]) -> tu
         change = c * (moves - moves.mean()) / (1 - c * (shares - shares.mean()))
         squares = (change - change.mean()) ** 2
         kurtosis = float((squares**2).mean() / squares.mean() ** 2) - 3
-    variance = float((change**2).sum()) / c
+    variance = unseen * float((change**2).sum()) / c
     if variance == 0:
         return 0.0, 0.0
     return variance, variance**2 * (2 / (n - 1) + max(kurtosis, 0.0) / n)
