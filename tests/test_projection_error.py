@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tables import BLOCKS, RECIPE, Table, changed, compared, four_tables, table_of, taken
 
 from graddiag.analyzers import alignment, conflict, framing
@@ -20,11 +21,15 @@ from graddiag.analyzers._framing import _block_sums
 from graddiag.analyzers._gram import gram
 from graddiag.analyzers._projection_error import Influence, Spread, cosine_influence, ratio_influence, spread
 from graddiag.analyzers._rows import centre
-from graddiag.row_layout import RowLayout
-from graddiag.signals import Signals
+from graddiag.gradients import Dense
+from graddiag.projection import LoGra
+from graddiag.row_layout import RowLayout, row_layout
+from graddiag.signals import Block, Signals
+from graddiag.statistics import NORMAL
 
 STEP = 1e-5  # of a finite difference: rounding and curvature both stay below 1e-8
 PLACES = (0, 7)
+COVERAGE_SEEDS = 600  # the share covered is then known to 0.9 points
 
 
 def _weighted(tables: dict[str, Table], block: str, place: int, weight: float) -> dict[str, Table]:
@@ -196,3 +201,23 @@ def test_exact_numbers_have_no_standard_error_and_gradients_that_are_not_project
     for result in (conflict(comparison), framing(comparison, safety), alignment(comparison, safety)):
         errors = {k: v for k, v in result.summary().items() if k.endswith("/projection_se")}
         assert set(errors.values()) == {0.0}
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (24, 30), (24, 20)])
+def test_1_96_standard_errors_reach_the_exact_cosine_of_means_in_95_of_100_projections(shape: tuple[int, int]) -> None:
+    """Of rank 16, projected to 16 a side: of i.i.d. rows, of orthonormal ones on one side, and on both."""
+    rng = np.random.default_rng(2)
+    block, layout = Block("b", shape), row_layout("logra", 256, shape)
+    left, right = (np.linalg.qr(rng.normal(size=(d, 16)))[0] for d in shape)
+    a, b = (left * (w + 1) / np.arange(1, 17) @ right.T for w in rng.normal(size=(2, 16)))
+    exact = np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
+    rows = Dense(torch.from_numpy(np.stack([a, b])))
+    covered = []
+    for seed in range(COVERAGE_SEEDS):
+        x, y = LoGra(256, seed).rows(block, rows).numpy()
+        places = np.stack([x * y, x * x, y * y])
+        totals = places.sum(axis=1)
+        error = spread(cosine_influence(places, totals), layout).standard_error
+        covered.append(abs(totals[0] / np.sqrt(totals[1] * totals[2]) - exact) <= NORMAL * error)
+    chance = math.sqrt(0.95 * 0.05 / COVERAGE_SEEDS)
+    assert 0.93 - 2 * chance < np.mean(covered) < 0.97 + 2 * chance
