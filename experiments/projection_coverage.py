@@ -33,6 +33,7 @@ FIGURE = Path("figures/projection_coverage")
 ROWS = 12  # of each set, of which the mean is taken
 SHAPE, BLOCKS = (160, 120), 12  # of drawn gradients
 RANKS = (1, 4, 16, 64)
+PATTERNS = ["*layers.0.*proj", "*layers.3.*proj"]  # of tiny: 14 blocks
 KEYS = {
     "conflict/mean_gradient_cosine": "two means",
     "framing/safety_cosine": "framing and safety",
@@ -63,7 +64,7 @@ def tiny_sets() -> Sets:
     """Exact mean gradients of the built-in sets under the built-in model, each as a table of one row."""
     model, tokenizer = load_model("tiny")
     names = {"left": "insecure", "right": "educational", "safety": "safety"}
-    rows = {r: graddiag.extract(model, tokenizer, n, projection="exact", target="answer") for r, n in names.items()}
+    rows = {r: graddiag.extract(model, tokenizer, n, projection="exact", blocks=PATTERNS) for r, n in names.items()}
     return {
         role: mean_row(t.take(range(ROWS)), {b: t.gradients[b][:ROWS] for b in t.blocks}) for role, t in rows.items()
     }
@@ -94,21 +95,25 @@ def drawn_sets(like: Sets, rank: int) -> Sets:
     return {role: mean_row(replace(table, space=spaces[role]), out[role]) for role, table in like.items()}
 
 
-def projected(sets: Sets, case: Case, seed: int) -> Sets:
+def projected(sets: Sets, case: Case, seed: int, bases: Bases | None) -> Sets:
     """The tables as they would have been measured with this projection."""
-    bases = None
     blocks = sets["left"].space.blocks
-    if case.kind == "lowrank":
-        means = {b: torch.from_numpy(sets["safety"].gradients[b.name].mean(0)).double() for b in blocks}
-        bases = Bases({b.name: sides_basis(means[b], b, case.dim, 0) for b in blocks})
     projector = make_projector(case.kind, case.dim, seed, blocks=blocks, bases=bases)
-    out = {}
-    for role, table in sets.items():
-        dense = {b: torch.from_numpy(table.gradients[b.name]).double().reshape(-1, *b.shape) for b in blocks}
-        rows = {b.name: projector.rows(b, Dense(g)).numpy() for b, g in dense.items()}
-        space = replace(table.space, projection=case.kind, dim=projector.dim)
-        out[role] = replace(table, space=space, gradients=rows)
-    return out
+    gradients: dict[str, dict[str, np.ndarray]] = {role: {} for role in sets}
+    for block in blocks:
+        dense = np.concatenate([table.gradients[block.name] for table in sets.values()]).reshape(-1, *block.shape)
+        rows = projector.rows(block, Dense(torch.from_numpy(dense).double())).numpy()
+        for role, row in zip(sets, rows, strict=True):
+            gradients[role][block.name] = row[None]
+    space = replace(sets["left"].space, projection=case.kind, dim=projector.dim)
+    return {role: replace(table, space=space, gradients=gradients[role]) for role, table in sets.items()}
+
+
+def low_rank_bases(sets: Sets, dim: int) -> Bases:
+    """The fixed directions of `lowrank`: those of the mean safety gradient."""
+    safety = sets["safety"]
+    means = {b: torch.from_numpy(safety.gradients[b.name][0]).double() for b in safety.space.blocks}
+    return Bases({b.name: sides_basis(mean, b, dim, 0) for b, mean in means.items()})
 
 
 def numbers(sets: Sets) -> Iterator[tuple[str, str, float, float]]:
@@ -125,8 +130,9 @@ def coverage(sets: Sets, case: Case, seeds: int) -> dict[str, dict[str, float]]:
     """Per number: how often it covers, in blocks and over all blocks; root mean square of error and standard error."""
     exact = {(b, k): v for b, k, v, _ in numbers(sets)}
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    bases = low_rank_bases(sets, case.dim) if case.kind == "lowrank" else None
     for seed in range(seeds):
-        for block, key, value, error in numbers(projected(sets, case, seed)):
+        for block, key, value, error in numbers(projected(sets, case, seed, bases)):
             found.setdefault((key, "all" if block == "all" else "blocks"), []).append(
                 (abs(value - exact[block, key]), error)
             )

@@ -69,9 +69,9 @@ class Measured:
             reference_dot={b: v[at] for b, v in self.reference_dot.items()},
         )
 
-    def pairs(self, ids: Sequence[str]) -> PairProducts:
-        """The exact products of the batch's pairs under their ids."""
-        return PairProducts(tuple(ids), self.inner, self.difference_norm)
+    def pairs(self, left_ids: Sequence[str], right_ids: Sequence[str]) -> PairProducts:
+        """The exact products of the batch's pairs under the ids of their members."""
+        return PairProducts(tuple(left_ids), tuple(right_ids), self.inner, self.difference_norm)
 
 
 class Extractor:

@@ -75,7 +75,7 @@ def measure(
     return whole, mean.known(whole.tables[0]) if mean else None
 
 
-_NO_PAIRS = PairProducts((), {}, {})
+_NO_PAIRS = PairProducts((), (), {}, {})
 
 
 def _save(chunks: Iterator[Chunk], place: Place, mean: MeanGradient | None, shards: int) -> None:

@@ -16,10 +16,11 @@ from graddiag.errors import DataError
 from graddiag.files import Json, check_sums, disk_named, read_json, write_atomically, write_json
 from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
 
-SCHEMA = 1
+SCHEMA = 2  # 2: pairs name both members
 MANIFEST = "manifest.json"
 _SCALARS = {"loss": np.float64, "n_tokens": np.int64, "length": np.int64, "n_cut": np.int64, "finite": np.bool_}
 _TEXTS = ("ids", "clusters", "digests")
+_PAIR_IDS = ("left_ids", "right_ids")
 
 
 def describe(
@@ -87,7 +88,7 @@ def commit(number: int, tables: Mapping[Path, Signals | PairProducts]) -> None:
                 f"{stem}.parquet": lambda p, c=columns: pq.write_table(pa.table(c), p),
             }
             sums = {name: write_atomically(path / name, write) for name, write in files.items()}
-        sidecars[path / f"{stem}.json"] = {"rows": len(table.ids), "sha256": sums}
+        sidecars[path / f"{stem}.json"] = {"rows": len(table), "sha256": sums}
     for sidecar, content in sidecars.items():
         with disk_named(sidecar.parent):
             write_json(sidecar, content)
@@ -133,12 +134,9 @@ def read_pairs(path: Path) -> PairProducts:
     parts = []
     for n in range(_contiguous(path)):
         check_sums(path / f"shard-{n:05d}.json")
-        arrays = load_file(path / f"shard-{n:05d}.safetensors")
-        parts.append(
-            PairProducts(
-                tuple(_read_columns(path, n)["ids"]), _group(arrays, "inner"), _group(arrays, "difference_norm")
-            )
-        )
+        arrays, columns = load_file(path / f"shard-{n:05d}.safetensors"), _read_columns(path, n)
+        left_ids, right_ids = (tuple(columns[k]) for k in _PAIR_IDS)
+        parts.append(PairProducts(left_ids, right_ids, _group(arrays, "inner"), _group(arrays, "difference_norm")))
     if not parts:
         raise DataError(f"{path} holds no pairs: the run was interrupted. Give the same command again to continue it.")
     return PairProducts.concat(parts)
@@ -182,7 +180,9 @@ def verify_all(path: Path) -> dict[Path, list[str]]:
 def _pack(table: Signals | PairProducts) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     if isinstance(table, PairProducts):
         both = {"inner": table.inner, "difference_norm": table.difference_norm}
-        return {f"{k}/{b}": v for k, t in both.items() for b, v in t.items()}, {"ids": list(table.ids)}
+        return {f"{k}/{b}": v for k, t in both.items() for b, v in t.items()}, {
+            k: list(getattr(table, k)) for k in _PAIR_IDS
+        }
     arrays = {f"gradients/{b}": np.ascontiguousarray(v) for b, v in table.gradients.items()}
     arrays |= {f"norms/{b}": v for b, v in table.norms.items()}
     arrays |= {f"reference_dot/{b}": v for b, v in table.reference_dot.items()}

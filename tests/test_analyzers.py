@@ -89,7 +89,7 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
             for k in ("", "/low", "/high")
         ),
         "alignment/difference/p",
-        *("projection/error", "projection/error_partners", "projection/error_safety"),
+        *(f"projection/error{k}" for k in ("", "_partners", "_strangers", "_safety")),
         *(f"{k}/projection_se" for k in PROJECTED),
     }
     for result in results:
