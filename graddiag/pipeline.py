@@ -18,8 +18,9 @@ from graddiag.mean_gradient import KnownMean
 from graddiag.measurement import Place, measure
 from graddiag.planning import Plan, plan
 from graddiag.preparation import NOTES_FILE, How, Input, prepare
-from graddiag.reporting import Analysis, Result, conclude, engine_notes, save_run
+from graddiag.reporting import AUDIT, Analysis, Result, conclude, engine_notes, save_run
 from graddiag.signals import PairProducts, Signals
+from graddiag.strangers import measure_strangers
 
 PAIRS = ("exact", "projected")
 
@@ -55,11 +56,11 @@ def compare(
     prepared = prepare(_roles(left, right, safety, controls), **how)
     names = (prepared.name("left"), prepared.name("right"), prepared.model)
     folder = Path(out) if out else default_out(*names)
-    tables, products = dict(prepared.saved), None
+    tables, products, strangers = dict(prepared.saved), None, None
     engine: tuple[str, ...] = ()
     if prepared.extractor:
         run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
-        measured, products = run.all(prepared.encoded, exact_pairs=pairs == "exact")
+        measured, products, strangers = run.all(prepared.encoded, exact_pairs=pairs == "exact")
         tables |= measured
         engine = tuple(dict.fromkeys((*prepared.extractor.notes, *(() if overwrite else engine_notes(folder)))))
     kept = Analysis(
@@ -70,9 +71,10 @@ def compare(
         engine=engine,
         command=command,
         exact_pairs=products is not None,
+        strangers=strangers is not None,
     )
     save_run(folder, tables, list(prepared.saved), kept, overwrite=overwrite)
-    return conclude(tables, products, kept, folder, figures=figures)
+    return conclude(tables, products, kept, folder, strangers=strangers, figures=figures)
 
 
 @dataclass(frozen=True)
@@ -143,16 +145,18 @@ class _Run:
 
     def all(
         self, encoded: Mapping[str, EncodedSet], *, exact_pairs: bool
-    ) -> tuple[dict[str, Signals], PairProducts | None]:
-        """A table per role, and the exact products of the pairs where both sides are measured here."""
+    ) -> tuple[dict[str, Signals], PairProducts | None, PairProducts | None]:
+        """A table per role, and where both sides are measured here the exact products of the pairs and, if rows are
+        projected, of a few strangers."""
         tables: dict[str, Signals] = {}
-        known, products = None, None
+        known, products, strangers = None, None, None
         if "safety" in encoded:
             place = Place((self.folder / "safety",), mean=self.folder / "means")
             chunk, known = self.measure(Job.single(encoded["safety"]), place, None)
             tables["safety"] = chunk.tables[0]
         if "left" in encoded and "right" in encoded and exact_pairs:
             left, right = match_targets(encoded["left"], encoded["right"])
+            encoded = {**encoded, "left": left, "right": right}
             place = Place((self.folder / "left", self.folder / "right"), self.folder / "pairs")
             chunk, _ = self.measure(Job.paired(left, right), place, known)
             (tables["left"], tables["right"]), products = chunk.tables, chunk.pairs
@@ -160,7 +164,21 @@ class _Run:
             if role not in tables:
                 chunk, _ = self.measure(Job.single(encoded[role]), Place((self.folder / role,)), known)
                 tables[role] = chunk.tables[0]
-        return tables, products
+        if "left" in encoded and "right" in encoded and self.extractor.projector.kind != "exact":
+            strangers = self.strangers(encoded["left"], encoded["right"])
+        return tables, products, strangers
+
+    def strangers(self, left: EncodedSet, right: EncodedSet) -> PairProducts | None:
+        """Exact products of a few rows that are no partners."""
+        return measure_strangers(
+            self.extractor,
+            left,
+            right,
+            self.folder / AUDIT,
+            seed=self.extractor.projector.seed,
+            batch_tokens=self.batch_tokens,
+            overwrite=self.overwrite,
+        )
 
     def measure(self, job: Job, place: Place, known: KnownMean | None) -> tuple[Chunk, KnownMean | None]:
         """The job, saved and checked for rows that are not finite."""

@@ -226,7 +226,7 @@ def test_a_plan_writes_nothing_and_counts_what_a_run_has(tmp_path, tiny, monkeyp
 def test_every_saved_folder_of_a_run_verifies(tmp_path, tiny):
     run(tmp_path, tiny)
     checked = verify_all(tmp_path)
-    assert {p.name for p in checked} == {"left", "right", "pairs", "safety", "control-benign", "means"}
+    assert {p.name for p in checked} == {"left", "right", "pairs", "safety", "control-benign", "means", "audit"}
     assert not any(checked.values())
     shard = tmp_path / "safety" / "shard-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
