@@ -18,6 +18,7 @@ _HOME = {
     "conflict": "graddiag.analyzers",
     "framing": "graddiag.analyzers",
     "alignment": "graddiag.analyzers",
+    "alignment_adam": "graddiag.analyzers",
     "load_model": "graddiag.models",
 }
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GraddiagError",
     "Signals",
     "alignment",
+    "alignment_adam",
     "compare",
     "conflict",
     "extract",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from graddiag.analyzers import alignment, conflict, framing, loss_gap
+    from graddiag.analyzers import alignment, alignment_adam, conflict, framing, loss_gap
     from graddiag.comparison import Comparison
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract

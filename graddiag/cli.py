@@ -19,7 +19,20 @@ import click
 from graddiag import __version__
 from graddiag.errors import GraddiagError
 from graddiag.interrupt import Interrupted
-from graddiag.options import AGAINST, MEASURE, MODEL, OUTPUT, SAVE, Threshold, against, option, refuse_missing, together
+from graddiag.options import (
+    AGAINST,
+    EXACT,
+    MEASURE,
+    MODEL,
+    OUTPUT,
+    SAVE,
+    TOWARD,
+    Threshold,
+    against,
+    option,
+    refuse_missing,
+    together,
+)
 from graddiag.text import visible
 
 if TYPE_CHECKING:
@@ -98,7 +111,7 @@ def _silence_libraries() -> None:
 @main.command()
 @click.argument("left")
 @click.argument("right")
-@together(AGAINST, MODEL, MEASURE, SAVE)
+@together(AGAINST, EXACT, MODEL, MEASURE, SAVE)
 @option("--no-figures", is_flag=True, help="Leave figures and page out.")
 @_common
 def compare(
@@ -123,21 +136,23 @@ def compare(
 
 @main.command()
 @click.argument("set_name", metavar="SET")
-@together(MODEL, MEASURE, SAVE)
+@together(TOWARD, EXACT, MODEL, MEASURE, SAVE)
 @_common
 def extract(
     set_name: str,
     *,
+    safety: str | None,
     blocks: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     thresholds: list[Threshold],
     **settings: object,
 ) -> int:
-    """Signals of one SET, saved."""
+    """Signals of one SET, saved; with --safety also those of the safety set, inside the same folder."""
     from graddiag.pipeline import extract_to
 
-    found = extract_to(set_name, blocks=blocks or None, quiet=quiet, **settings)  # type: ignore[arg-type]
+    toward = None if safety == "none" else safety
+    found = extract_to(set_name, safety=toward, blocks=blocks or None, quiet=quiet, **settings)  # type: ignore[arg-type]
     signals = found.signals
     good = signals.loss[signals.finite]
     summary: dict[str, float | None] = {
@@ -168,7 +183,7 @@ def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, threshold
 @main.command()
 @click.argument("left")
 @click.argument("right")
-@together(AGAINST, MODEL, MEASURE, SAVE)
+@together(AGAINST, EXACT, MODEL, MEASURE, SAVE)
 @_common
 def plan(
     left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],

@@ -7,18 +7,24 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from graddiag.adam import OptimizerState
+from graddiag.bases import Given, first_kind, measured_bases, on_bases, read_reference
 from graddiag.blocks import select_blocks
-from graddiag.data import Source, read_set
+from graddiag.data import ExampleSet, Source, read_set
 from graddiag.encoding import Encoded, EncodedSet, batches, encode
 from graddiag.errors import DataError, UsageError
 from graddiag.extractor import Extractor
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import default_max_length, model_context, model_digest, template_digest, tokenizer_digest
+from graddiag.optimizer_state import read_optimizer
 from graddiag.progress import Progress
-from graddiag.projection import make_projector, probe_digest
+from graddiag.projection import Bases, make_projector, probe_digest
 from graddiag.signals import PairProducts, Provenance, Signals, Space
 
 BATCH_TOKENS = 2048  # padded tokens per batch: larger ones were not faster on a CPU and need more memory
@@ -84,35 +90,103 @@ def extract(
     projection: str = "logra",
     dim: int = 256,
     seed: int = 0,
+    reference: Given = None,
     target: str = "answer",
     max_length: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     name: str | None = None,
     skip_bad_rows: bool = False,
     max_nonfinite: float = MAX_NONFINITE,
+    safety: Source | None = None,
+    token_scores: bool = False,
+    optimizer: Optimizer | str | Path | None = None,
 ) -> Signals:
     """Per-example losses, exact gradient norms and gradients of some examples, one row each, in the order given.
 
     `blocks` are patterns on parameter or module names, default every linear weight inside the decoder layers. With
-    `projection="exact"`, `gradients[block]` is the flattened gradient; otherwise a row of at most `dim` numbers. The
+    `projection="exact"`, `gradients[block]` is the flattened gradient; otherwise a row of at most `dim` numbers;
+    `"lowrank"` needs a `reference`: examples whose mean gradient says where to look, the folder of a run, or bases. The
     loss of a row is the mean over its own target tokens, nats per token. The model is left as it was, no `.grad` is
     written.
 
+    With a `safety` set, rows also have their exact products with its mean gradient (`reference_dot`), and with
+    `token_scores` these by position (`token_alignment`: through which position, never which token caused it). With an
+    `optimizer` too (live, or where its state is saved), also the exact products of what each row would add to Adam's
+    next step (`adam_dot`, `adam_norm`, `adam_step_norm`).
+
     What was left out or cut is counted in a warning. Raises DataError for examples that cannot be used and for more
     than `max_nonfinite` rows without a finite loss and
-    gradient; UsageError for an unknown block, projection or target; ResourceError where memory runs out.
+    gradient; UsageError for an unknown block, projection or target, and for what needs a safety set without one;
+    ResourceError where memory runs out.
     """
-    read = read_set(examples, name=name, skip_bad_rows=skip_bad_rows)
+    check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
+    read, known_reference = read_set(examples, name=name, skip_bad_rows=skip_bad_rows), read_reference(reference)
+    bases = known_reference if isinstance(known_reference, Bases) else None
     extractor = ready(
-        model, tokenizer, blocks=blocks, projection=projection, dim=dim, seed=seed, target=target, max_length=max_length
+        model,
+        tokenizer,
+        blocks=blocks,
+        projection=projection if known_reference is None else first_kind(projection, dim, seed, bases or reference),
+        dim=dim,
+        seed=seed,
+        target=target,
+        max_length=max_length,
+        bases=bases,
     )
-    encoded = encode(read, tokenizer, target=target, max_length=extractor.space.max_length, skip_bad_rows=skip_bad_rows)
-    chunk = Chunk.concat(list(stream(extractor, Job.single(encoded), batch_tokens=batch_tokens)))
-    signals = chunk.tables[0].take(_positions(chunk.tables[0].ids, [r.id for r in encoded.rows]))
+    length = extractor.space.max_length
+    tokens_of = partial(encode, tokenizer=tokenizer, target=target, max_length=length, skip_bad_rows=skip_bad_rows)
+    encoded = tokens_of(read)
+    if isinstance(known_reference, ExampleSet):
+        rows = tokens_of(known_reference).rows
+        extractor = on_bases(extractor, measured_bases(extractor, rows, batch_tokens=batch_tokens))
+    known = None
+    if safety is not None:
+        safe = tokens_of(read_set(safety, skip_bad_rows=skip_bad_rows))
+        state, mean = state_for(extractor, optimizer), MeanGradient()
+        table = _in_memory(extractor, safe, batch_tokens=batch_tokens, mean=mean)
+        check_finite(table, max_nonfinite)
+        known = mean.known(table).wanting(
+            token_scores=token_scores, optimizer=state.at_hand(extractor.blocks) if state else None
+        )
+    signals = _in_memory(extractor, encoded, batch_tokens=batch_tokens, known=known)
     check_finite(signals, max_nonfinite)
     for note in (*read.notes, *encoded.notes, *signals.warnings, *extractor.notes):
         warnings.warn(note, stacklevel=2)
     return signals
+
+
+def check_safety_given(given: bool, *, token_scores: bool, optimizer: bool) -> None:
+    """Raises UsageError where something is asked for that needs the mean gradient of a safety set, and there is
+    none."""
+    asked = [name for name, on in (("--token-scores", token_scores), ("--optimizer", optimizer)) if on]
+    if asked and not given:
+        raise UsageError(
+            f"{' and '.join(asked)} needs the mean safety gradient: give the safety set too (--safety), by its name or "
+            "as rows. Saved signals do not hold the mean."
+        )
+
+
+def state_for(extractor: Extractor, optimizer: Optimizer | str | Path | None) -> OptimizerState | None:
+    """The state of an optimizer for the extractor's blocks; what must be said of it is noted there."""
+    if optimizer is None:
+        return None
+    state = read_optimizer(optimizer, extractor.model, extractor.blocks)
+    extractor.notes += state.notes
+    return state
+
+
+def _in_memory(
+    extractor: Extractor,
+    encoded: EncodedSet,
+    *,
+    batch_tokens: int,
+    known: KnownMean | None = None,
+    mean: MeanGradient | None = None,
+) -> Signals:
+    """A whole set at once, its rows in the order given."""
+    chunks = list(stream(extractor, Job.single(encoded), batch_tokens=batch_tokens, known=known, mean=mean))
+    table = Chunk.concat(chunks).tables[0]
+    return table.take(_positions(table.ids, [r.id for r in encoded.rows]))
 
 
 def ready(
@@ -127,11 +201,18 @@ def ready(
     max_length: int | None,
     name: str | None = None,
     revision: str | None = None,
+    bases: Bases | None = None,
 ) -> Extractor:
     """An extractor for the chosen blocks, with the space in which its rows live; `name` is the model's, as the user
-    gave it."""
+    gave it, `bases` are for the projection `lowrank`."""
+    away = [n for n, p in model.named_parameters() if p.device.type == "meta"]
+    if away:
+        raise DataError(
+            f"{len(away)} parameters, the first is {away[0]!r}, are not in memory (offloaded, or on the meta device). "
+            "Load the model onto devices only: a smaller --dtype, or a device_map without 'cpu' and 'disk' offloading."
+        )
     chosen = select_blocks(model, blocks)
-    projector = make_projector(projection, dim, seed)
+    projector = make_projector(projection, dim, seed, blocks=[b.block for b in chosen], bases=bases)
     space = Space(
         tokenizer=tokenizer_digest(tokenizer),
         template=template_digest(tokenizer),

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from graddiag.adam import AdamProducts, adam_products
 from graddiag.blocks import Kind, Selected
 from graddiag.capture import Recorder, untouched
 from graddiag.encoding import Encoded
@@ -21,13 +22,30 @@ from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.projection import Projector
 from graddiag.session import Session, can_be_formed, depends_on, nothing, one_by_one
-from graddiag.signals import PairProducts, Provenance, Reference, Signals, Space
+from graddiag.signals import AdamStep, PairProducts, Provenance, Reference, Signals, Space
+from graddiag.token_scores import token_scores
 
 Array = np.ndarray
 FULL_LOGITS = (
     "The head applied at target tokens does not give the model's own loss (soft-capped or scaled logits?): "
     "the model's full logits are used, which is slower."
 )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Token scores of one batch, summed over blocks as they come: by position [b, t], and without one [b]."""
+
+    at: Array
+    elsewhere: Array
+
+    def add(self, gradients: Gradients, reference: Tensor, whole: Tensor) -> None:
+        """Adds one block; `whole` is `<g_i, M>`, used where positions cannot be told apart."""
+        found = token_scores(gradients, reference, self.at.shape[1])
+        if found is None:
+            np.add(self.elsewhere, _numpy(whole), out=self.elsewhere)
+        else:
+            np.add(self.at, _numpy(found), out=self.at)
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,9 @@ class Measured:
     difference_norm: Mapping[str, Array]
     reference_dot: Mapping[str, Array]
     reference: Reference | None
+    scores: Scores | None = None
+    adam_step: AdamStep | None = None
+    adam: Mapping[str, AdamProducts] = field(default_factory=dict)
 
     def table(self, index: Sequence[int], rows: Sequence[Encoded], space: Space, provenance: Provenance) -> Signals:
         """The rows at `index` of the batch as a table of one set; `rows` are the batch's encoded rows."""
@@ -67,6 +88,12 @@ class Measured:
             gradients={b: v[at] for b, v in self.gradients.items()},
             reference=self.reference,
             reference_dot={b: v[at] for b, v in self.reference_dot.items()},
+            token_alignment=tuple(self.scores.at[i, : len(rows[i].tokens) - 1] for i in index) if self.scores else None,
+            alignment_elsewhere=self.scores.elsewhere[at] if self.scores else None,
+            adam=self.adam_step,
+            adam_dot={b: _numpy(p.dot)[at] for b, p in self.adam.items()},
+            adam_norm={b: np.sqrt(_numpy(p.norm2)[at]) for b, p in self.adam.items()},
+            adam_step_norm={b: np.sqrt(_numpy(p.step_norm2)[at]) for b, p in self.adam.items()},
         )
 
     def pairs(self, left_ids: Sequence[str], right_ids: Sequence[str]) -> PairProducts:
@@ -97,6 +124,12 @@ class Extractor:
             {b.block.name: "it is shared by modules of different kinds" for b in blocks if not can_be_formed(b)}
         )
 
+    def only(self, names: Sequence[str]) -> Extractor:
+        """An extractor for some of the blocks, in the same space otherwise."""
+        blocks = [b for b in self.blocks if b.block.name in set(names)]
+        space = replace(self.space, blocks=tuple(b.block for b in blocks))
+        return Extractor(self.model, blocks, self.projector, space, self._provenance)
+
     def provenance(self, data: str) -> Provenance:
         """Where a table of the set `data` comes from."""
         return replace(self._provenance, data=data)
@@ -113,8 +146,10 @@ class Extractor:
 
         Raises ResourceError where memory runs out, DataError where a block's gradients cannot be had.
         """
-        batch = self._collate(rows)
+        batch = self.collate(rows)
         found: dict[str, tuple[Products, Tensor]] = {}
+        adam: dict[str, AdamProducts] = {}
+        scores = Scores(np.zeros(batch.tokens.shape), np.zeros(len(rows))) if known and known.token_scores else None
 
         def consume(b: Selected, gradients: Gradients) -> None:
             name = b.block.name
@@ -127,11 +162,18 @@ class Extractor:
             if mean:
                 mean.counts[name] += int(torch.isfinite(exact.norm2).sum())
             found[name] = exact, self.projector.rows(b.block, gradients)
+            if scores and known and exact.reference_dot is not None:
+                scores.add(gradients, known.means[name], exact.reference_dot)
+            if known and known.optimizer:
+                moments = known.optimizer.moments[name]
+                adam[name] = adam_products(gradients, moments, known.means[name], len(rows))
 
         with untouched(self.model), _memory_named(batch):
             self._check_head(batch)
             losses = self._backward(batch, consume)
-        return _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
+        measured = _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
+        adam = {b.block.name: adam[b.block.name] for b in self.blocks if b.block.name in adam}
+        return replace(measured, scores=scores, adam_step=known.adam if known else None, adam=adam)
 
     def _backward(self, batch: Batch, consume: Callable[[Selected, Gradients], None]) -> list[Tensor]:
         """The losses; every block is handed to `consume` as soon as its gradients are there."""
@@ -185,13 +227,14 @@ class Extractor:
 
     def token_losses(self, rows: Sequence[Encoded]) -> tuple[Array, ...]:
         """Token losses of the rows, nats, without any gradient."""
-        batch = self._collate(rows)
+        batch = self.collate(rows)
         with untouched(self.model), torch.no_grad(), _memory_named(batch):
             self._check_head(batch)
             losses = loss_and_backward(self.model, self._split, batch, backward=False)
         return tuple(_numpy(x) for x in losses)
 
-    def _collate(self, rows: Sequence[Encoded]) -> Batch:
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """The rows as one padded batch on the device of the model's input."""
         lengths = tuple(len(r.tokens) - 1 for r in rows)
         tokens = torch.zeros(len(rows), max(lengths), dtype=torch.long)
         targets = torch.full_like(tokens, -100)
@@ -216,7 +259,9 @@ class Extractor:
 
 
 def _measured(
-    losses: Sequence[Tensor], found: Mapping[str, tuple[Products, Tensor]], known: KnownMean | None
+    losses: Sequence[Tensor],
+    found: Mapping[str, tuple[Products, Tensor]],
+    known: KnownMean | None,
 ) -> Measured:
     return Measured(
         token_loss=tuple(_numpy(x) for x in losses),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from graddiag.blocks import Kind, Part, Selected, Use
@@ -32,6 +32,11 @@ class Layout:
         """Rows of each example when several calls stand one after the other, padding between them."""
         return self.lengths if calls == 1 else (calls * self.tokens,) * self.n
 
+    def at(self, calls: int, device: torch.device) -> Int[Tensor, "b t"] | None:
+        """Positions of those rows; None where row t is position t."""
+        positions = torch.arange(self.tokens, device=device)
+        return None if calls == 1 else positions.repeat(calls).expand(self.n, calls * self.tokens)
+
 
 class CannotReplay(Exception):
     """The module, run again on one example, does not do what it did in the batch."""
@@ -49,24 +54,39 @@ def form(b: Selected, use: Use, calls: Sequence[Call], layout: Layout) -> Gradie
             whole = torch.stack([_replayed(b, use.module, calls, i, layout) for i in range(layout.n)])
         return Dense(_share(whole, b.part, 1))
     used = [c for c in calls if 0 in c.grads]
-    grads = [by_example(c.grads[0], layout.n, layout.tokens, b.block.name) for c in used]
+    device = b.parameter.device  # a model may be spread over devices, and what goes into a module come from another one
+    grads = [by_example(c.grads[0].to(device), layout.n, layout.tokens, b.block.name) for c in used]
     if use.kind is Kind.BIAS:
         sums = [torch.stack([g[i, :t].sum(0) for i, t in enumerate(layout.lengths)]) for g in grads]
         return Dense(_share(torch.stack(sums).sum(0), b.part, 1))
     if use.kind is Kind.LOOKUP:
         return _lookup(b, use.module, used, grads, layout)
-    inputs = [by_example(_first(c), layout.n, layout.tokens, b.block.name) for c in used]
+    inputs = [by_example(_first(c).to(device), layout.n, layout.tokens, b.block.name) for c in used]
     left, right = (grads, inputs) if use.kind is Kind.LINEAR else (inputs, grads)
     # Padding between calls stays: its output gradients are 0.
-    return outer(b, torch.cat(left, 1), torch.cat(right, 1), layout.after(len(used)))
+    at = layout.at(len(used), left[0].device)
+    return share_of(b, Outer(_behind(left), _behind(right), layout.after(len(used)), _first_rows(grads), at))
 
 
-def outer(b: Selected, left: Tensor, right: Tensor, lengths: tuple[int, ...]) -> Outer:
+def share_of(b: Selected, whole: Outer) -> Outer:
     """The outer products of a block, or of its head's share."""
+    left, right = whole.left, whole.right
     if b.part:
         side = slice(b.part.start, b.part.stop)
         left, right = (left[..., side], right) if b.part.dim == 0 else (left, right[..., side])
-    return Outer(left, right, lengths)
+    return Outer(left, right, whole.lengths, whole.starts, whole.at)
+
+
+def _behind(calls: Sequence[Tensor]) -> Tensor:
+    """The calls of a module one behind the other; a single one as it is, without a copy."""
+    return calls[0] if len(calls) == 1 else torch.cat(list(calls), 1)
+
+
+def _first_rows(grads: Sequence[Tensor]) -> tuple[int, ...]:
+    """Where the output gradients of each example begin: in the last layer, behind the prompt. Empty where at 0."""
+    if len(grads) != 1 or bool(grads[0][:, 0].any()):
+        return ()
+    return tuple(grads[0].any(dim=2).int().argmax(dim=1).tolist())
 
 
 def _first(call: Call) -> Tensor:
@@ -88,14 +108,15 @@ def _lookup(
     ones = torch.ones_like(module.weight[: (module.padding_idx or 0) + 1])
     at_0 = torch.zeros(1, 1, dtype=torch.long, device=ones.device)
     scale = torch.func.functional_call(module, {"weight": ones}, (at_0,)).flatten()[0]
-    ids = [_first(c) for c in calls]
+    ids = [_first(c).to(module.weight.device) for c in calls]
     if any(x.numel() != layout.n * layout.tokens for x in ids):
         raise CannotReplay(f"{ids[0].numel()} ids for {layout.n} examples of {layout.tokens} tokens")
-    chosen = torch.cat([x.reshape(layout.n, layout.tokens) for x in ids], 1)
-    gradients = torch.cat(list(grads), 1) * scale
+    chosen = _behind([x.reshape(layout.n, layout.tokens) for x in ids])
+    gradients = _behind(grads) * scale
     if module.padding_idx is not None:
         gradients = gradients.masked_fill((chosen == module.padding_idx).unsqueeze(-1), 0)
-    return Lookup(chosen, gradients, layout.after(len(calls)), b.block.shape[0])
+    at = layout.at(len(calls), chosen.device)
+    return Lookup(chosen, gradients, layout.after(len(calls)), b.block.shape[0], at=at)
 
 
 def _expanded(b: Selected, module: nn.Module, calls: Sequence[Call], layout: Layout) -> Float[Tensor, "b d"] | None:

@@ -100,7 +100,8 @@ def loss_and_backward(
     weight = (1.0 / batch.counts.clamp(min=1).double()).unsqueeze(1).expand_as(batch.targets)[wanted]
     targets = batch.targets[wanted]
     if split is None:
-        logits = _at_least_float32(run(model, batch)[wanted])
+        whole_logits = run(model, batch)
+        logits = _at_least_float32(whole_logits[wanted.to(whole_logits.device)])
         _call(before_backward)
         losses = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
         if backward:
@@ -108,6 +109,7 @@ def loss_and_backward(
         flat = losses if keep_graph else losses.detach()
     else:
         hidden = run(split.decoder, batch)
+        wanted = wanted.to(hidden.device)  # a model may be spread over devices
         _call(before_backward)
         at_targets = hidden.detach()[wanted]
         kept = hidden.new_empty(len(targets), split.head.out_features) if head_rows else None

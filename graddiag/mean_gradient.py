@@ -14,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from graddiag.adam import OptimizerState
 from graddiag.blocks import Selected
 from graddiag.errors import DataError
 from graddiag.files import check_sums, disk_named, write_atomically, write_json
-from graddiag.signals import Reference, Signals
+from graddiag.signals import AdamStep, Reference, Signals
 
 
 @dataclass
@@ -54,10 +55,22 @@ class MeanGradient:
 
 @dataclass(frozen=True)
 class KnownMean:
-    """A mean gradient that rows are multiplied with: its description, and the mean per block."""
+    """A mean gradient that rows are multiplied with: its description, the mean per block, and what else is wanted.
+
+    With `token_scores`, products are told apart by position too; with an `optimizer`, the steps that rows would make
+    are multiplied with the mean too, and `adam` describes them.
+    """
 
     reference: Reference
     means: Mapping[str, Float[Tensor, ...]]
+    token_scores: bool = False
+    optimizer: OptimizerState | None = None
+    adam: AdamStep | None = None
+
+    def wanting(self, *, token_scores: bool, optimizer: OptimizerState | None) -> KnownMean:
+        """The same mean, with what else is wanted."""
+        adam = optimizer.toward(self.means) if optimizer else None
+        return KnownMean(self.reference, self.means, token_scores, optimizer, adam)
 
 
 def save_mean(folder: Path, name: str, mean: MeanGradient, shards: int) -> None:

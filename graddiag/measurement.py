@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from graddiag._shards import Identity
 from graddiag.errors import GraddiagError
 from graddiag.extraction import BATCH_TOKENS, Chunk, Job, stream
 from graddiag.extractor import Extractor
@@ -59,6 +60,9 @@ def measure(
         mean = MeanGradient()
         shards = restart(manifests)
     todo = job.without(set(done_ids(place.tables[0])) | set(done_ids(place.tables[-1])))
+    if mean:
+        for b in extractor.blocks:
+            mean.total(b)  # what was loaded goes to the block's own device
     progress = Progress(" and ".join(s.name for s in job.sets), todo.tokens, quiet=quiet)
     chunks = stream(
         extractor,
@@ -118,10 +122,11 @@ def _manifests(extractor: Extractor, job: Job, place: Place, known: KnownMean | 
     out = {}
     for one, path in zip(job.sets, place.tables, strict=True):
         rows = [(r.id, r.cluster, r.digest) for r in one.rows]
-        out[path] = describe(extractor.space, extractor.provenance(one.name), reference, rows)
+        about = Identity(extractor.space, extractor.provenance(one.name), reference, known.adam if known else None)
+        out[path] = describe(about, rows, token_scores=known is not None and known.token_scores)
     if place.pairs:
         names = " and ".join(s.name for s in job.sets)
         both = [(job.rows[u[0]], job.rows[u[1]]) for u in job.units if len(u) == 2]
         rows = [(a.id, a.cluster, f"{a.digest} {b.digest}") for a, b in both]
-        out[place.pairs] = describe(extractor.space, extractor.provenance(names), None, rows)
+        out[place.pairs] = describe(Identity(extractor.space, extractor.provenance(names)), rows)
     return out

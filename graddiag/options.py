@@ -55,8 +55,15 @@ MEASURE = together(
         help="Parameter blocks (repeatable); by default the linear weights inside the decoder layers.",
     ),
     option("--target", default="answer", help="Tokens that the loss averages: answer, or all."),
-    option("--projection", default="logra", help="exact, logra, sjlt, dense or lowrank."),
+    option("--projection", default="logra", help="exact, logra, sjlt, dense or lowrank (see the README)."),
     option("--dim", default=256, help="Numbers per row and block; a square for two-sided kinds."),
+    option(
+        "--reference",
+        default=None,
+        metavar="SET|RUN",
+        help="Of lowrank: the set whose mean gradient says where to look, or a run with its bases; by default the "
+        "first 16 rows of the safety set, else of LEFT.",
+    ),
     option("--limit", default=None, type=int, help="Only the first N rows of each set."),
     option("--max-length", default=None, type=int, help="Tokens per row; by default the model's context."),
     option("--batch-tokens", default=2048, help="Padded tokens per batch."),
@@ -96,6 +103,32 @@ AGAINST = together(
     option("--pairs", default="exact", help="Products of pairs: exact or projected."),
     option(
         "--center", is_flag=True, help="Subtract the grand mean before cosines; pushes cosines between sets below zero."
+    ),
+)
+TOWARD = option(
+    "--safety",
+    default=None,
+    metavar="SET",
+    help="Safe answers to harmful requests: rows get their exact products with its mean gradient.",
+)
+EXACT = together(
+    option(
+        "--token-scores",
+        is_flag=True,
+        help="Save through which position each row's gradient points along the mean safety gradient.",
+    ),
+    option(
+        "--optimizer",
+        default=None,
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="State of Adam or AdamW (optimizer.pt, or a Trainer's checkpoint folder): alignment of its steps too.",
+    ),
+    option(
+        "--mean-memory",
+        default=None,
+        metavar="BYTES",
+        help="Bytes for the mean safety gradient, such as 8GiB; above, blocks take turns.  [default: half of the free]",
     ),
 )
 OUTPUT = together(

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from torch.optim import Optimizer
+
 from graddiag.data import Source
-from graddiag.encoding import EncodedSet, match_targets
+from graddiag.encoding import match_targets
 from graddiag.errors import UsageError
-from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, Job, check_finite
-from graddiag.extractor import Extractor
+from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, check_safety_given, state_for
 from graddiag.files import disk_named, write_json
-from graddiag.mean_gradient import KnownMean
-from graddiag.measurement import Place, measure
 from graddiag.planning import Plan, plan
-from graddiag.preparation import NOTES_FILE, How, Input, prepare
+from graddiag.preparation import NOTES_FILE, How, Input, prepare, settle
 from graddiag.reporting import AUDIT, Analysis, Result, conclude, engine_notes, save_run
-from graddiag.signals import PairProducts, Signals
+from graddiag.running import Run, turns_for
+from graddiag.signals import Signals
 from graddiag.strangers import measure_strangers
 
 PAIRS = ("exact", "projected")
@@ -33,6 +33,9 @@ def compare(
     controls: Mapping[str, Input] | None = None,
     pairs: str = "exact",
     center: bool = False,
+    token_scores: bool = False,
+    optimizer: Optimizer | str | Path | None = None,
+    mean_memory: str | int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     figures: bool = True,
@@ -47,10 +50,14 @@ def compare(
     A set is a built-in name, a file, a hub id, a folder of saved signals, rows, or a table that was extracted before.
     `how` (see `How`) says with which model and blocks: `model`, `tokenizer`, `blocks`, `target`, `projection`, `dim`,
     `limit`, `max_length`, `cluster`, `dtype`, `device`, `seed` and so on. The same call again continues an
-    interrupted run.
+    interrupted run. With `token_scores`, the saved signals of all sets but safety have their product with the mean
+    safety gradient by position. With an `optimizer` (live, or where its state is saved: a file, or a Trainer's
+    checkpoint folder), alignment is also that of what each row adds to Adam's next step. Where the mean safety gradient
+    needs more than `mean_memory` bytes (default: half of what is free), blocks take turns, see `running.Run`.
 
     Raises UsageError, DataError or ResourceError with what to do.
     """
+    check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
     if pairs not in PAIRS:
         raise UsageError(f"There is no --pairs {pairs!r}. Allowed: {', '.join(PAIRS)}.")
     prepared = prepare(_roles(left, right, safety, controls), **how)
@@ -58,11 +65,23 @@ def compare(
     folder = Path(out) if out else default_out(*names)
     tables, products, strangers = dict(prepared.saved), None, None
     engine: tuple[str, ...] = ()
-    if prepared.extractor:
-        run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
-        measured, products, strangers = run.all(prepared.encoded, exact_pairs=pairs == "exact")
-        tables |= measured
-        engine = tuple(dict.fromkeys((*prepared.extractor.notes, *(() if overwrite else engine_notes(folder)))))
+    extractor = settle(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite)
+    if extractor:
+        has_safety = "safety" in prepared.encoded
+        check_safety_given(has_safety, token_scores=token_scores, optimizer=optimizer is not None)
+        state = state_for(extractor, optimizer)
+        turns = turns_for(extractor, folder, mean_memory, safety=has_safety, optimizer=state is not None)
+        run = Run(extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores, state, turns)
+        measured = run.all(prepared.encoded, exact_pairs=pairs == "exact")
+        tables |= measured.tables
+        products = measured.products
+        if extractor.space.projection != "exact" and {"left", "right"} <= prepared.encoded.keys():
+            sides = [prepared.encoded[side] for side in ("left", "right")]
+            left_set, right_set = match_targets(*sides) if pairs == "exact" else sides
+            strangers = measure_strangers(
+                extractor, left_set, right_set, folder / AUDIT, batch_tokens=batch_tokens, overwrite=overwrite
+            )
+        engine = tuple(dict.fromkeys((*extractor.notes, *(() if overwrite else engine_notes(folder)))))
     kept = Analysis(
         center=center,
         seed=how.get("seed", 0),
@@ -89,6 +108,10 @@ class Extracted:
 def extract_to(
     source: Source,
     *,
+    safety: Source | None = None,
+    token_scores: bool = False,
+    optimizer: Optimizer | str | Path | None = None,
+    mean_memory: str | int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     batch_tokens: int = BATCH_TOKENS,
@@ -96,17 +119,27 @@ def extract_to(
     quiet: bool = True,
     **how: Unpack[How],
 ) -> Extracted:
-    """Signals of one set, saved in the folder `out`. Continues an interrupted run."""
-    prepared = prepare({"set": source}, **how)
-    if prepared.extractor is None:
+    """Signals of one set, saved in the folder `out`. Continues an interrupted run.
+
+    With a `safety` set, whose own signals are saved inside that folder, rows have their exact products with its mean
+    gradient; with `token_scores` these by position too, with an `optimizer` those of its steps too.
+    """
+    check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
+    prepared = prepare({"set": source} | ({} if safety is None else {"safety": safety}), **how)
+    check_safety_given("safety" in prepared.encoded, token_scores=token_scores, optimizer=optimizer is not None)
+    if prepared.extractor is None or "set" in prepared.saved:
         raise UsageError(f"{source} holds saved signals already: there is nothing to extract.")
     folder = Path(out) if out else default_out(prepared.name("set"), prepared.model)
-    run = _Run(prepared.extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite)
-    chunk, _ = run.measure(Job.single(prepared.encoded["set"]), Place((folder,)), None)
-    notes = (*prepared.notes, *prepared.extractor.notes)
+    extractor = settle(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite)
+    assert extractor is not None
+    state = state_for(extractor, optimizer)
+    turns = turns_for(extractor, folder, mean_memory, safety=safety is not None, optimizer=state is not None)
+    run = Run(extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores, state, turns)
+    signals = run.all(prepared.encoded, exact_pairs=False).tables["set"]
+    notes = (*prepared.notes, *extractor.notes)
     with disk_named(folder):
         write_json(folder / NOTES_FILE, {"notes": notes})
-    return Extracted(folder, chunk.tables[0], (*chunk.tables[0].warnings, *notes))
+    return Extracted(folder, signals, (*signals.warnings, *notes))
 
 
 def plan_compare(
@@ -116,6 +149,9 @@ def plan_compare(
     safety: Input | None = None,
     controls: Mapping[str, Input] | None = None,
     pairs: str = "exact",
+    token_scores: bool = False,
+    optimizer: Optimizer | str | Path | None = None,
+    mean_memory: str | int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **how: Unpack[How],
 ) -> Plan:
@@ -123,77 +159,17 @@ def plan_compare(
     prepared = prepare(_roles(left, right, safety, controls), **how)
     if prepared.extractor is None:
         raise UsageError("All sets are saved signals already: there is nothing to measure, so nothing to plan.")
-    return plan(prepared.extractor, prepared.encoded, batch_tokens=batch_tokens, exact_pairs=pairs == "exact")
+    measured, adam = "safety" in prepared.encoded, optimizer is not None
+    check_safety_given(measured, token_scores=token_scores, optimizer=adam)
+    turns = turns_for(prepared.extractor, None, mean_memory, safety=measured, optimizer=adam)
+    exact = pairs == "exact"
+    return plan(prepared.extractor, prepared.encoded, turns, batch_tokens=batch_tokens, exact_pairs=exact, adam=adam)
 
 
 def default_out(*names: str) -> Path:
     """Where a run goes if nobody says otherwise: runs/ and the names."""
     name = "-".join(names)
     return Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Measures sets in the order that exact products need: safety first, its mean is what the other rows meet."""
-
-    extractor: Extractor
-    folder: Path
-    batch_tokens: int
-    overwrite: bool
-    quiet: bool
-    max_nonfinite: float
-
-    def all(
-        self, encoded: Mapping[str, EncodedSet], *, exact_pairs: bool
-    ) -> tuple[dict[str, Signals], PairProducts | None, PairProducts | None]:
-        """A table per role, and where both sides are measured here the exact products of the pairs and, if rows are
-        projected, of a few strangers."""
-        tables: dict[str, Signals] = {}
-        known, products, strangers = None, None, None
-        if "safety" in encoded:
-            place = Place((self.folder / "safety",), mean=self.folder / "means")
-            chunk, known = self.measure(Job.single(encoded["safety"]), place, None)
-            tables["safety"] = chunk.tables[0]
-        if "left" in encoded and "right" in encoded and exact_pairs:
-            left, right = match_targets(encoded["left"], encoded["right"])
-            encoded = {**encoded, "left": left, "right": right}
-            place = Place((self.folder / "left", self.folder / "right"), self.folder / "pairs")
-            chunk, _ = self.measure(Job.paired(left, right), place, known)
-            (tables["left"], tables["right"]), products = chunk.tables, chunk.pairs
-        for role in encoded:
-            if role not in tables:
-                chunk, _ = self.measure(Job.single(encoded[role]), Place((self.folder / role,)), known)
-                tables[role] = chunk.tables[0]
-        if "left" in encoded and "right" in encoded and self.extractor.projector.kind != "exact":
-            strangers = self.strangers(encoded["left"], encoded["right"])
-        return tables, products, strangers
-
-    def strangers(self, left: EncodedSet, right: EncodedSet) -> PairProducts | None:
-        """Exact products of a few rows that are no partners."""
-        return measure_strangers(
-            self.extractor,
-            left,
-            right,
-            self.folder / AUDIT,
-            seed=self.extractor.projector.seed,
-            batch_tokens=self.batch_tokens,
-            overwrite=self.overwrite,
-        )
-
-    def measure(self, job: Job, place: Place, known: KnownMean | None) -> tuple[Chunk, KnownMean | None]:
-        """The job, saved and checked for rows that are not finite."""
-        result = measure(
-            self.extractor,
-            job,
-            place,
-            batch_tokens=self.batch_tokens,
-            known=known,
-            overwrite=self.overwrite,
-            quiet=self.quiet,
-        )
-        for table in result[0].tables:
-            check_finite(table, self.max_nonfinite)
-        return result
 
 
 def _roles(left: Input, right: Input, safety: Input | None, controls: Mapping[str, Input] | None) -> dict[str, Input]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -32,13 +32,14 @@ class Plan:
     tokens_per_second: float
     seconds: float
     free_memory: int
+    turns: int
 
     def summary(self) -> dict[str, float]:
         """Flat keys: `plan/rows:ROLE`, `plan/tokens:ROLE`, bytes and seconds."""
         flat: dict[str, float] = {f"plan/rows:{k}": v for k, v in self.rows.items()}
         flat |= {f"plan/tokens:{k}": v for k, v in self.tokens.items()}
         flat |= {f"plan/target_tokens:{k}": v for k, v in self.targets.items()}
-        rest = ("blocks", "parameters", "memory", "disk", "tokens_per_second", "seconds", "free_memory")
+        rest = ("blocks", "parameters", "memory", "disk", "tokens_per_second", "seconds", "free_memory", "turns")
         return flat | {f"plan/{k}": getattr(self, k) for k in rest}
 
     def lines(self) -> list[str]:
@@ -50,9 +51,10 @@ class Plan:
         enough = (
             "" if self.memory <= self.free_memory else "  More than is free: use a smaller --batch-tokens or --dtype."
         )
+        in_turns = f", in {self.turns} turns (--mean-memory)" if self.turns > 1 else ""
         return [
             *sets,
-            f"{self.blocks} blocks of {self.parameters:,} parameters",
+            f"{self.blocks} blocks of {self.parameters:,} parameters{in_turns}",
             f"memory  about {_bytes(self.memory)} ({_bytes(self.free_memory)} free).{enough}",
             f"disk    about {_bytes(self.disk)}",
             f"time    about {clock(self.seconds)}, at {self.tokens_per_second:,.0f} tokens/s measured on a few rows",
@@ -63,8 +65,20 @@ def _bytes(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
-def plan(extractor: Extractor, sets: Mapping[str, EncodedSet], *, batch_tokens: int, exact_pairs: bool) -> Plan:
-    """The cost of measuring these sets; a few rows are measured for the rate, nothing is written."""
+def plan(
+    extractor: Extractor,
+    sets: Mapping[str, EncodedSet],
+    turns: Sequence[Sequence[str]],
+    *,
+    batch_tokens: int,
+    exact_pairs: bool,
+    adam: bool = False,
+) -> Plan:
+    """The cost of measuring these sets; a few rows are measured for the rate, nothing is written.
+
+    Each turn of blocks is taken to last as long as one for all of them: it lasts less, by what the others would cost.
+    Token scores and the Adam form are not in the time.
+    """
     blocks = [b.block for b in extractor.blocks]
     rows = {role: len(s.rows) for role, s in sets.items()}
     tokens = {role: sum(len(r.tokens) for r in s.rows) for role, s in sets.items()}
@@ -77,11 +91,13 @@ def plan(extractor: Extractor, sets: Mapping[str, EncodedSet], *, batch_tokens: 
         targets={role: sum(r.n_targets for r in s.rows) for role, s in sets.items()},
         blocks=len(blocks),
         parameters=parameters,
-        memory=_memory(extractor, blocks, max(batch_tokens, longest), with_mean="safety" in sets),
+        memory=_memory(extractor, blocks, max(batch_tokens, longest))
+        + ("safety" in sets) * _means(blocks, turns, adam=adam),
         disk=_disk(extractor, blocks, rows, with_mean="safety" in sets, exact_pairs=exact_pairs),
         tokens_per_second=rate,
-        seconds=sum(tokens.values()) / rate,
+        seconds=len(turns) * sum(tokens.values()) / rate,
         free_memory=psutil.virtual_memory().available,
+        turns=len(turns),
     )
 
 
@@ -97,14 +113,18 @@ def _rate(extractor: Extractor, rows: list[Encoded]) -> float:
     return sum(len(r.tokens) for r in trial) / (time.perf_counter() - start)
 
 
-def _memory(extractor: Extractor, blocks: list[Block], batch_tokens: int, *, with_mean: bool) -> int:
-    """Weights, two gradients of the largest block, the safety mean and its sum, inputs and outputs of the blocks for
-    one batch."""
+def _means(blocks: list[Block], turns: Sequence[Sequence[str]], *, adam: bool) -> int:
+    """The safety mean and its sum, and Adam's two moments, of the largest turn."""
+    size = {b.name: math.prod(b.shape) * _FLOAT for b in blocks}
+    return (4 if adam else 2) * max(sum(size[name] for name in names) for names in turns)
+
+
+def _memory(extractor: Extractor, blocks: list[Block], batch_tokens: int) -> int:
+    """Weights, two gradients of the largest block, inputs and outputs of the blocks for one batch."""
     weights = sum(p.numel() * p.element_size() for p in extractor.model.parameters())
     kept = sum(b.shape[0] + b.shape[1] for b in blocks) * batch_tokens * _FLOAT
     work = 2 * max(math.prod(b.shape) for b in blocks) * _FLOAT
-    means = (2 if with_mean else 0) * sum(math.prod(b.shape) for b in blocks) * _FLOAT
-    return weights + 2 * kept + work + means
+    return weights + 2 * kept + work
 
 
 def _disk(

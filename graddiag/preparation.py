@@ -9,13 +9,15 @@ from typing import TypedDict, Unpack
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from graddiag.bases import MEANS, REFERENCE_ROWS, Given, first_kind, kept_bases, on_bases, read_reference
 from graddiag.data import ExampleSet, Source, read_set
-from graddiag.encoding import EncodedSet, encode
+from graddiag.encoding import Encoded, EncodedSet, encode
 from graddiag.errors import UsageError
 from graddiag.extraction import ready
 from graddiag.extractor import Extractor
 from graddiag.files import read_json
 from graddiag.models import load_model
+from graddiag.projection import Bases
 from graddiag.signals import Signals, check_same_space
 from graddiag.store import is_store, read_signals
 
@@ -39,6 +41,7 @@ class How(TypedDict, total=False):
     projection: str
     dim: int
     seed: int
+    reference: Given  # of the projection `lowrank`: a set, the folder of a run, or bases
     limit: int | None
     max_length: int | None
     cluster: str | None
@@ -49,7 +52,8 @@ class How(TypedDict, total=False):
 class Prepared:
     """The sets of a run by role (left, right, safety, control-NAME): saved tables, and what is still to be measured.
 
-    `extractor` is None where every set is a saved table already.
+    `extractor` is None where every set is a saved table already. Where `reference` has rows, their bases must still be
+    measured or found (`settle`), and the extractor is only a pilot.
     """
 
     saved: Mapping[str, Signals]
@@ -57,6 +61,7 @@ class Prepared:
     extractor: Extractor | None
     model: str
     notes: tuple[str, ...]
+    reference: tuple[Encoded, ...] = ()
 
     def name(self, role: str) -> str:
         """The name of the set in a role."""
@@ -88,24 +93,78 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
         return Prepared(saved, {}, None, name, tuple(notes))
     model, tokenizer = _loaded(**how)
     target = how.get("target", "answer")
-    extractor = ready(
+    known = read_reference(how.get("reference"), limit=limit)
+    extractor = _extractor(model, tokenizer, known, name, how)
+    length = extractor.space.max_length
+
+    def encoded_set(one: ExampleSet) -> EncodedSet:
+        return encode(one, tokenizer, target=target, max_length=length, skip_bad_rows=skip)
+
+    encoded = {role: encoded_set(s) for role, s in sets.items()}
+    notes += [n for e in encoded.values() for n in e.notes]
+    reference: tuple[Encoded, ...] = ()
+    if how.get("projection") == "lowrank" and not isinstance(known, Bases):
+        reference = _first_rows(saved, encoded) if known is None else encoded_set(known).rows
+    prepared = Prepared(saved, encoded, extractor, name, tuple(notes), reference)
+    if not reference:
+        _check_saved(prepared, extractor)
+    return prepared
+
+
+def settle(prepared: Prepared, folder: Path, *, batch_tokens: int, overwrite: bool = False) -> Extractor | None:
+    """The extractor that measures, with the bases that are in the folder of a run, or are put there now.
+
+    Raises DataError where other bases are there, or saved signals of the run are not in the same space.
+    """
+    if prepared.extractor is None or not prepared.reference:
+        return prepared.extractor
+    pilot, rows = prepared.extractor, prepared.reference
+    bases = kept_bases(folder / MEANS, pilot, rows, batch_tokens=batch_tokens, overwrite=overwrite)
+    extractor = on_bases(pilot, bases)
+    _check_saved(prepared, extractor)
+    return extractor
+
+
+def _extractor(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    known: ExampleSet | Bases | None,
+    name: str,
+    how: How,
+) -> Extractor:
+    kind, dim, seed = how.get("projection", "logra"), how.get("dim", 256), how.get("seed", 0)
+    bases = known if isinstance(known, Bases) else None
+    return ready(
         model,
         tokenizer,
         blocks=how.get("blocks"),
-        projection=how.get("projection", "logra"),
-        dim=how.get("dim", 256),
-        seed=how.get("seed", 0),
-        target=target,
+        projection=first_kind(kind, dim, seed, bases or how.get("reference")),
+        dim=dim,
+        seed=seed,
+        target=how.get("target", "answer"),
         max_length=how.get("max_length"),
         name=name,
         revision=how.get("revision"),
+        bases=bases,
     )
-    for table in saved.values():
+
+
+def _first_rows(saved: Mapping[str, Signals], encoded: Mapping[str, EncodedSet]) -> tuple[Encoded, ...]:
+    """The rows whose mean gradient gives the bases where nobody names a reference.
+
+    Raises UsageError where sets measured apart would then have bases of their own.
+    """
+    if saved or not {"left", "right"} <= encoded.keys():
+        raise UsageError(
+            "The projection 'lowrank' needs one reference for all that is to be compared. Give --reference SET, or "
+            "--reference RUN for the bases of a run."
+        )
+    return encoded["safety" if "safety" in encoded else "left"].rows[:REFERENCE_ROWS]
+
+
+def _check_saved(prepared: Prepared, extractor: Extractor) -> None:
+    for table in prepared.saved.values():
         check_same_space(table.space, extractor.space, f"{table.provenance.data} (saved)", "what is to be measured now")
-    length = extractor.space.max_length
-    encoded = {r: encode(s, tokenizer, target=target, max_length=length, skip_bad_rows=skip) for r, s in sets.items()}
-    notes += [n for e in encoded.values() for n in e.notes]
-    return Prepared(saved, encoded, extractor, name, tuple(notes))
 
 
 def model_name(model: Model) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from graddiag.analyzers import Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap
+from graddiag.analyzers import AdamAlignment, Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap
 from graddiag.comparison import Comparison
 from graddiag.errors import ResourceError, UsageError
 from graddiag.exhibits import NAMES as EXHIBITS
@@ -19,7 +19,7 @@ from graddiag.exhibits import Exhibit, exhibits
 from graddiag.files import write_atomically
 from graddiag.page import Page, render_page
 from graddiag.plotting import plot, render
-from graddiag.rules import Setting
+from graddiag.rules import PROJECTION_SE, Setting
 from graddiag.signals import Provenance, Signals
 from graddiag.tables import Table, block_table, pair_table, row_table, summary_table, to_csv
 from graddiag.text import visible
@@ -29,9 +29,12 @@ SCHEMA = 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
 Json = Mapping[str, object]
 _ENDS = ("", "/low", "/high")
-ALIGNMENT_KEYS = (  # there also where no safety set is given, and then undefined
-    *(f"alignment/{side}{end}" for side in ("left", "right", "difference") for end in _ENDS),
-    "alignment/difference/p",
+_FORMS = ("alignment", "alignment_adam")
+ALIGNMENT_KEYS = (  # there also where no safety set, or no optimizer, is given, and then undefined
+    *(f"{form}/{side}{end}" for form in _FORMS for side in ("left", "right", "difference") for end in _ENDS),
+    *(f"{form}/difference/p" for form in _FORMS),
+    "alignment_adam/momentum",
+    *(f"alignment/{side}/{PROJECTION_SE}" for side in ("left", "right", "difference")),
 )
 
 
@@ -50,21 +53,29 @@ class Findings:
     matrix: CosineMatrix
     command: str
     warnings: tuple[str, ...]
+    alignment_adam: AdamAlignment | None = None
 
     @property
-    def _results(self) -> tuple[LossGap | Conflict | Framing | Alignment | Audit, ...]:
-        known = (self.loss_gap, self.conflict, self.framing, self.alignment, self.audit)
+    def _results(self) -> tuple[LossGap | Conflict | Framing | Alignment | AdamAlignment | Audit, ...]:
+        known = (self.loss_gap, self.conflict, self.framing, self.alignment, self.alignment_adam, self.audit)
         return tuple(r for r in known if r is not None)
 
     def summary(self) -> dict[str, float | None]:
         """The flat keys of all results; undefined is None."""
         found = {k: v for result in self._results for k, v in result.summary().items()}
-        return found | {k: None for k in ALIGNMENT_KEYS if k not in found}
+        return found | {k: None for k in self._alignment_keys if k not in found}
 
     def kinds(self) -> dict[str, str]:
         """For each key, whether it is "exact", "projected" or of the "loss"."""
         found = {k: v for result in self._results for k, v in result.kinds().items()}
-        return found | {k: "exact" for k in ALIGNMENT_KEYS if k not in found}
+        return found | {k: "exact" for k in self._alignment_keys if k not in found}
+
+    @property
+    def _alignment_keys(self) -> tuple[str, ...]:
+        """All that a run with a safety set, these controls and an optimizer has."""
+        controls = [f"{form}/control:{name}{end}" for form in _FORMS for name in self.controls for end in _ENDS]
+        errors = [f"alignment/control:{name}/{PROJECTION_SE}" for name in self.controls]
+        return (*ALIGNMENT_KEYS, *controls, *errors)
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
         """The same keys per block, in model order, where they make sense."""
@@ -137,6 +148,7 @@ def setting_of(findings: Findings) -> Setting:
         other_model=tuple(others),
         centered=findings.conflict.centered,
         kinds=findings.kinds(),
+        adam=findings.alignment_adam is not None,
     )
 
 
@@ -151,7 +163,7 @@ def _tables(findings: Findings) -> dict[str, Table]:
         "Every key": summary_table(findings.summary(), findings.kinds()),
         "Every block": block_table(findings.block_summary()),
         "Every pair": pairs,
-        "Every row": row_table(findings.tables(), findings.alignment),
+        "Every row": row_table(findings.tables(), findings.alignment, findings.alignment_adam),
     }
 
 
@@ -191,7 +203,7 @@ def _provenance(findings: Findings) -> Json:
 
 
 def _origin(table: Signals) -> Json:
-    from_ = table.provenance
+    from_, adam = table.provenance, table.adam
     return {
         "data": from_.data,
         "n": len(table),
@@ -201,6 +213,7 @@ def _origin(table: Signals) -> Json:
         "revision": from_.revision,
         "weights": from_.weights,
         "versions": dict(from_.versions),
+        "optimizer": None if adam is None else {"kind": adam.optimizer, "state": adam.state, "step": adam.step},
     }
 
 
@@ -219,10 +232,16 @@ def _facts(findings: Findings) -> dict[str, str]:
         "sides differ in": ", ".join(findings.comparison.differs) or "nothing",
         "blocks": f"{len(space.blocks)}, from {space.blocks[0].name} to {space.blocks[-1].name}",
         **{k: str(v) for k, v in asdict(space).items() if k != "blocks"},
+        "optimizer": _optimizer(findings.comparison.left),
         "paired cosines": "exact" if findings.conflict.exact_pairs else "projected",
         "grand mean subtracted": "yes" if findings.conflict.centered else "no",
         "versions": ", ".join(f"{k} {v}" for k, v in {"graddiag": version("graddiag"), **versions}.items()),
     }
+
+
+def _optimizer(table: Signals) -> str:
+    adam = table.adam
+    return "none" if adam is None else f"{adam.optimizer} after {adam.step} steps, digest of its state {adam.state}"
 
 
 def _title(findings: Findings) -> str:

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap
+from graddiag.analyzers import (
+    AdamAlignment,
+    alignment,
+    alignment_adam,
+    audit,
+    conflict,
+    cosine_matrix,
+    framing,
+    loss_gap,
+)
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
@@ -83,6 +92,7 @@ def conclude(
     safety = tables.get("safety")
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
     others = [t for t in (safety, *controls.values()) if t]
+    adam = alignment_adam(comparison, safety, controls, seed=analysis.seed) if safety else None
     findings = Findings(
         comparison=comparison,
         safety=safety,
@@ -92,12 +102,14 @@ def conclude(
         framing=framing(comparison, safety, seed=analysis.seed),
         alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
         audit=audit(comparison, safety, controls, strangers=strangers),
+        alignment_adam=adam,
         matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),
         command=analysis.command,
         warnings=(
             *comparison.warnings,
             *(w for t in others for w in t.warnings),
             *_overlaps(tables),
+            *_without_adam(tables, adam),
             *analysis.notes,
             *analysis.engine,
         ),
@@ -125,6 +137,17 @@ def _overlaps(tables: Mapping[str, Signals]) -> list[str]:
                     f"{tables[side].provenance.data} and is no control for it."
                 )
     return out
+
+
+def _without_adam(tables: Mapping[str, Signals], adam: AdamAlignment | None) -> list[str]:
+    """A warning where some tables know steps of an optimizer, and yet there is no Adam form."""
+    having = [t.provenance.data for t in tables.values() if t.adam]
+    if adam or not having:
+        return []
+    return [
+        f"alignment_adam is undefined: {', '.join(having)} have steps of an optimizer, but not all sets have them "
+        "towards this safety set from one and the same state."
+    ]
 
 
 def engine_notes(folder: Path) -> tuple[str, ...]:

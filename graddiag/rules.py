@@ -30,7 +30,7 @@ class Setting:
     """What the numbers cannot tell about themselves: names, what differs, which numbers are projected.
 
     `differs` is that of the comparison; `other_model` tells which of "left", "right" and
-    "control:NAME" were measured under other weights than the safety set.
+    "control:NAME" were measured under other weights than the safety set; `adam` that there are numbers of Adam's steps.
     """
 
     left: str
@@ -41,6 +41,7 @@ class Setting:
     other_model: tuple[str, ...] = ()
     centered: bool = False
     kinds: Mapping[str, str] = field(default_factory=dict)
+    adam: bool = False
 
 
 @dataclass(frozen=True)

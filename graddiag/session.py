@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from graddiag.blocks import Kind, Selected, Use
 from graddiag.capture import Call, Recorder
-from graddiag.formation import CannotReplay, Layout, form, outer
+from graddiag.formation import CannotReplay, Layout, form, share_of
 from graddiag.gradients import Dense, Gradients, Lookup, Outer
 from graddiag.head import Batch, SplitModel, loss_and_backward
 
@@ -49,11 +49,15 @@ class Session:
     def head_rows(self, logit_grads: Tensor, hidden: Tensor) -> None:
         """Takes the head's output gradients and inputs at all targets, row after row."""
         counts = self._batch.counts.tolist()
+        device = self._head.weight.device if isinstance(self._head, nn.Linear) else hidden.device
         padded = [
-            torch.nn.utils.rnn.pad_sequence(list(torch.split(x, counts)), batch_first=True)
+            torch.nn.utils.rnn.pad_sequence(list(torch.split(x.to(device), counts)), batch_first=True)
             for x in (logit_grads, hidden)
         ]
-        self._logit_grads = Outer(padded[0], padded[1], tuple(counts))
+        at = torch.zeros_like(padded[0][..., 0], dtype=torch.long)
+        for i, (n, length) in enumerate(zip(counts, self._batch.lengths, strict=True)):
+            at[i, :n] = torch.arange(length - n, length)  # targets are a row's last positions
+        self._logit_grads = Outer(padded[0], padded[1], tuple(counts), at=at)
 
     def finish(self, without: set[str]) -> dict[str, str]:
         """Hands over the blocks that had to wait for the end of the backward pass; those that cannot be formed, and
@@ -77,7 +81,7 @@ class Session:
         if use.module is self._head and self._logit_grads is not None:
             whole = self._logit_grads
             if use.kind is Kind.LINEAR:
-                return outer(b, whole.left, whole.right, whole.lengths)
+                return share_of(b, whole)
             return Dense(whole.left.sum(1))
         if not calls:
             raise CannotReplay("it is not called as a module")
@@ -94,11 +98,11 @@ class Session:
         products = [p for p in parts if isinstance(p, Outer)]
         if tables and len(products) == 1:
             t = tables[0]
-            return Lookup(t.ids, t.output_grads, t.lengths, t.rows, products[0])
+            return Lookup(t.ids, t.output_grads, t.lengths, t.rows, products[0], t.at)
         if len(products) == len(parts):
             width = max(p.left.shape[1] for p in products)
-            left, right = (torch.cat([getattr(p, side) for p in products], 1) for side in ("left", "right"))
-            return Outer(left, right, (left.shape[1],) * len(self._batch.lengths)) if width else parts[0]
+            left, right, at = (torch.cat([getattr(p, x) for p in products], 1) for x in ("left", "right", "positions"))
+            return Outer(left, right, (left.shape[1],) * len(self._batch.lengths), at=at) if width else parts[0]
         raise CannotReplay("it is shared by modules of different kinds")
 
 

@@ -71,6 +71,21 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class AdamStep:
+    """The optimizer whose next step rows were turned into: its name, a digest of its state, the steps it has taken.
+
+    `dot[block]` is the product of the step that momentum takes without any example, Gamma(0), with the mean gradient of
+    the reference, `norms[block]` its norm, per unit of learning rate.
+    """
+
+    optimizer: str
+    state: str
+    step: int
+    dot: Mapping[str, float]
+    norms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class PairProducts:
     """Exact products of pairs of a left and a right row, named by their ids, per block: `<g_left, g_right>` and
     `||g_left - g_right||`, each [n]."""
@@ -114,6 +129,15 @@ class Signals:
     k]`, projected as `space` says. `reference_dot[block]` is the exact inner product with the mean gradient that
     `reference` names. A row whose loss or gradient is not finite has `finite` False and is left out of every
     statistic.
+
+    With token scores, `token_alignment` has one number per position of a row (prompt included, but for the last token,
+    which predicts nothing): `g_t^T M a_t`, summed over blocks, through which position the gradient points along the
+    mean, never which token caused it. `alignment_elsewhere` [n] is what positions cannot be told apart in (biases,
+    norms, experts): both together sum to `reference_dot` over all blocks.
+
+    With an optimizer's state, D_i = Gamma(g_i) - Gamma(0) is what the example adds to Adam's next step, taken as the
+    whole batch, per unit of learning rate: `adam_dot[block]` is `<D_i, M>`, `adam_norm[block]` `||D_i||`, and
+    `adam_step_norm[block]` `||Gamma(g_i)||` (`<Gamma(g_i), M>` is `adam_dot + adam.dot`).
     """
 
     space: Space
@@ -132,6 +156,12 @@ class Signals:
     gradients: Mapping[str, Float[np.ndarray, "n _"]]
     reference: Reference | None = None
     reference_dot: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    token_alignment: tuple[Float[np.ndarray, " _"], ...] | None = None
+    alignment_elsewhere: Float[np.ndarray, " n"] | None = None
+    adam: AdamStep | None = None
+    adam_dot: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    adam_norm: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    adam_step_norm: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -143,7 +173,7 @@ class Signals:
             raise DataError(f"The id {twice!r} occurs twice in one table. Ids must be unique; pairs are found by them.")
 
     def _columns(self) -> list[tuple[str, Sequence[object] | np.ndarray]]:
-        plain = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name in _ROW_FIELDS]
+        plain = [(name, column) for name in _ROW_FIELDS if (column := getattr(self, name)) is not None]
         for name in _BLOCK_FIELDS:
             plain += [(f"{name}[{b}]", v) for b, v in getattr(self, name).items()]
         return plain
@@ -178,7 +208,8 @@ class Signals:
         new: dict[str, object] = {}
         for name in _ROW_FIELDS:
             column = getattr(self, name)
-            new[name] = column[at] if isinstance(column, np.ndarray) else tuple(column[i] for i in at)
+            if column is not None:
+                new[name] = column[at] if isinstance(column, np.ndarray) else tuple(column[i] for i in at)
         for name in _BLOCK_FIELDS:
             new[name] = {b: v[at] for b, v in getattr(self, name).items()}
         return replace(self, **new)  # type: ignore[arg-type]
@@ -195,7 +226,8 @@ class Signals:
         first = tables[0]
         for other in tables[1:]:
             check_same_space(first.space, other.space, "the first part", "a later part")
-            if first.provenance != other.provenance or first.reference != other.reference:
+            mine, theirs = ((t.provenance, t.reference, t.adam) for t in (first, other))
+            if mine != theirs:
                 raise DataError(
                     f"Parts of one table must come from one model and one set: {first.provenance} and "
                     f"{other.provenance}."
@@ -203,8 +235,11 @@ class Signals:
         new: dict[str, object] = {}
         for name in _ROW_FIELDS:
             columns = [getattr(t, name) for t in tables]
-            whole = isinstance(columns[0], np.ndarray)
-            new[name] = np.concatenate(columns) if whole else tuple(v for c in columns for v in c)
+            if len({c is None for c in columns}) == 2:
+                raise DataError(f"Some parts of the table have {name} and some have not. Measure all with it, or none.")
+            if columns[0] is not None:
+                whole = isinstance(columns[0], np.ndarray)
+                new[name] = np.concatenate(columns) if whole else tuple(v for c in columns for v in c)
         for name in _BLOCK_FIELDS:
             new[name] = {b: np.concatenate([getattr(t, name)[b] for t in tables]) for b in getattr(first, name)}
         return replace(first, **new)  # type: ignore[arg-type]
@@ -221,8 +256,11 @@ _ROW_FIELDS = (
     "length",
     "n_cut",
     "finite",
+    "token_alignment",
+    "alignment_elsewhere",
 )
-_BLOCK_FIELDS = ("norms", "gradients", "reference_dot")
+_ADAM_FIELDS = ("adam_dot", "adam_norm", "adam_step_norm")
+_BLOCK_FIELDS = ("norms", "gradients", "reference_dot", *_ADAM_FIELDS)
 
 
 def digest_of(texts: Iterable[str]) -> str:

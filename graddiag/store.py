@@ -7,31 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from graddiag._shards import Identity, pack, read_columns, read_pairs_shard, read_shard, shard
 from graddiag.errors import DataError
 from graddiag.files import Json, check_sums, disk_named, read_json, write_atomically, write_json
-from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
+from graddiag.signals import AdamStep, Block, PairProducts, Provenance, Reference, Signals, Space
 
 SCHEMA = 2  # 2: pairs name both members
 MANIFEST = "manifest.json"
-_SCALARS = {"loss": np.float64, "n_tokens": np.int64, "length": np.int64, "n_cut": np.int64, "finite": np.bool_}
-_TEXTS = ("ids", "clusters", "digests")
-_PAIR_IDS = ("left_ids", "right_ids")
 
 
-def describe(
-    space: Space, provenance: Provenance, reference: Reference | None, rows: Sequence[tuple[str, str, str]]
-) -> Json:
+def describe(of: Identity, rows: Sequence[tuple[str, str, str]], *, token_scores: bool = False) -> Json:
     """The manifest of a table: everything that its numbers depend on, and its rows (id, cluster, digest) in order."""
     return {
         "schema": SCHEMA,
-        "space": asdict(space),
-        "provenance": asdict(provenance),
-        "reference": asdict(reference) if reference else None,
+        **asdict(of),
+        "token_scores": token_scores or None,  # a manifest without the key means the same
         "rows": [list(r) for r in rows],
     }
 
@@ -80,9 +74,9 @@ def commit(number: int, tables: Mapping[Path, Signals | PairProducts]) -> None:
     """
     sidecars: dict[Path, Json] = {}
     for path, table in tables.items():
-        stem = f"shard-{number:05d}"
+        stem = shard(number)
         with disk_named(path):
-            arrays, columns = _pack(table)
+            arrays, columns = pack(table)
             files = {
                 f"{stem}.safetensors": lambda p, a=arrays: save_file(a, p),
                 f"{stem}.parquet": lambda p, c=columns: pq.write_table(pa.table(c), p),
@@ -97,25 +91,40 @@ def commit(number: int, tables: Mapping[Path, Signals | PairProducts]) -> None:
 def save_signals(path: Path, signals: Signals, *, overwrite: bool = False) -> None:
     """Saves a whole table as one shard; saving the same table again changes nothing."""
     rows = list(zip(signals.ids, signals.clusters, signals.digests, strict=True))
-    manifest = describe(signals.space, signals.provenance, signals.reference, rows)
+    scores = signals.token_alignment is not None
+    about = Identity(signals.space, signals.provenance, signals.reference, signals.adam)
+    manifest = describe(about, rows, token_scores=scores)
     if prepare({path: manifest}, overwrite=overwrite) == 0:
         commit(0, {path: signals})
+
+
+def save_pairs(
+    path: Path,
+    of: Identity,
+    rows: Sequence[tuple[str, str, str]],
+    products: PairProducts,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Saves exact products of pairs, whole, as one shard; `rows` are the pairs' ids, clusters and digests."""
+    if prepare({path: describe(of, rows)}, overwrite=overwrite) == 0:
+        commit(0, {path: products})
 
 
 def done_ids(path: Path) -> list[str]:
     """Ids of the rows in a store's complete shards. Raises DataError for a broken one."""
     numbers = range(_contiguous(path))
     for n in numbers:
-        check_sums(path / f"shard-{n:05d}.json")
-    return [i for n in numbers for i in _read_columns(path, n)["ids"]]
+        check_sums(path / f"{shard(n)}.json")
+    return [i for n in numbers for i in read_columns(path / shard(n))["ids"]]
 
 
 def read_signals(path: Path) -> Signals:
     """A saved table, whole, its rows in the order of the set. Raises DataError where rows or shards are missing or
     broken."""
     manifest = _manifest(path)
-    space, provenance, reference = _identity(manifest)
-    parts = [_unpack(path, n, space, provenance, reference) for n in range(_contiguous(path))]
+    about = _identity(manifest)
+    parts = [read_shard(path / shard(n), about) for n in range(_contiguous(path))]
     rows: list[list[str]] = manifest["rows"]  # type: ignore[assignment]
     have = sum(len(p) for p in parts)
     if have < len(rows) or not parts:
@@ -131,12 +140,7 @@ def read_signals(path: Path) -> Signals:
 def read_pairs(path: Path) -> PairProducts:
     """Saved exact products of pairs. Raises DataError where there are none or a shard is broken."""
     _manifest(path)
-    parts = []
-    for n in range(_contiguous(path)):
-        check_sums(path / f"shard-{n:05d}.json")
-        arrays, columns = load_file(path / f"shard-{n:05d}.safetensors"), _read_columns(path, n)
-        left_ids, right_ids = (tuple(columns[k]) for k in _PAIR_IDS)
-        parts.append(PairProducts(left_ids, right_ids, _group(arrays, "inner"), _group(arrays, "difference_norm")))
+    parts = [read_pairs_shard(path / shard(n)) for n in range(_contiguous(path))]
     if not parts:
         raise DataError(f"{path} holds no pairs: the run was interrupted. Give the same command again to continue it.")
     return PairProducts.concat(parts)
@@ -147,8 +151,8 @@ def verify(path: Path) -> list[str]:
     problems: list[str] = []
     rows: Sequence[object] = _manifest(path)["rows"]  # type: ignore[assignment]
     numbers = sorted(int(p.stem.split("-")[1]) for p in path.glob("shard-*.json"))
-    problems += [p for n in numbers if (p := _problem(path / f"shard-{n:05d}.json"))]
-    have = sum(int(read_json(path / f"shard-{n:05d}.json")["rows"]) for n in numbers)  # type: ignore[call-overload]
+    problems += [p for n in numbers if (p := _problem(path / f"{shard(n)}.json"))]
+    have = sum(int(read_json(path / f"{shard(n)}.json")["rows"]) for n in numbers)  # type: ignore[call-overload]
     if have != len(rows):
         problems.append(f"{path} holds {have} of {len(rows)} rows.")
     return problems
@@ -167,59 +171,26 @@ def verify_all(path: Path) -> dict[Path, list[str]]:
 
     Raises DataError where there is no store.
     """
-    stores = [path] if is_store(path) else sorted(p.parent for p in path.glob(f"*/{MANIFEST}"))
+    stores = sorted(p.parent for p in path.rglob(MANIFEST))
     if not stores:
         raise DataError(f"{path} holds no saved signals, nor do its folders. Give the folder of a run.")
     checked = {p: verify(p) for p in stores}
-    means = path / "means"
-    if means.is_dir():
+    for means in sorted(path.rglob("means/")):
         checked[means] = [p for s in sorted(means.glob("*.json")) if (p := _problem(s))]
     return checked
 
 
-def _pack(table: Signals | PairProducts) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    if isinstance(table, PairProducts):
-        both = {"inner": table.inner, "difference_norm": table.difference_norm}
-        return {f"{k}/{b}": v for k, t in both.items() for b, v in t.items()}, {
-            k: list(getattr(table, k)) for k in _PAIR_IDS
-        }
-    arrays = {f"gradients/{b}": np.ascontiguousarray(v) for b, v in table.gradients.items()}
-    arrays |= {f"norms/{b}": v for b, v in table.norms.items()}
-    arrays |= {f"reference_dot/{b}": v for b, v in table.reference_dot.items()}
-    arrays["token_loss"] = np.concatenate([np.zeros(0), *table.token_loss])
-    arrays["target_ids"] = np.concatenate([np.zeros(0, np.int32), *table.target_ids])
-    columns: dict[str, object] = {k: list(getattr(table, k)) for k in _TEXTS}
-    return arrays, columns | {k: getattr(table, k) for k in _SCALARS}
-
-
-def _unpack(path: Path, number: int, space: Space, provenance: Provenance, reference: Reference | None) -> Signals:
-    check_sums(path / f"shard-{number:05d}.json")
-    arrays = load_file(path / f"shard-{number:05d}.safetensors")
-    columns = _read_columns(path, number)
-    borders = np.cumsum(np.array(columns["n_tokens"], dtype=np.int64))[:-1]
-    return Signals(
-        space=space,
-        provenance=provenance,
-        reference=reference,
-        **{k: tuple(columns[k]) for k in _TEXTS},  # type: ignore[arg-type]
-        **{k: np.array(columns[k], dtype=dtype) for k, dtype in _SCALARS.items()},  # type: ignore[arg-type]
-        token_loss=tuple(np.split(arrays["token_loss"], borders)),
-        target_ids=tuple(np.split(arrays["target_ids"], borders)),
-        norms={b.name: arrays[f"norms/{b.name}"] for b in space.blocks},
-        gradients={b.name: arrays[f"gradients/{b.name}"] for b in space.blocks},
-        reference_dot={b.name: arrays[f"reference_dot/{b.name}"] for b in space.blocks} if reference else {},
-    )
-
-
-def _group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + "/")}
-
-
-def _identity(manifest: Json) -> tuple[Space, Provenance, Reference | None]:
-    space, provenance, reference = (dict(manifest[k] or {}) for k in ("space", "provenance", "reference"))  # type: ignore[call-overload]
+def _identity(manifest: Json) -> Identity:
+    kept = ("space", "provenance", "reference", "adam")
+    space, provenance, reference, adam = (dict(manifest.get(k) or {}) for k in kept)  # type: ignore[call-overload]
     space["blocks"] = tuple(Block(b["name"], tuple(b["shape"])) for b in space["blocks"])
     provenance["versions"] = tuple((k, v) for k, v in provenance["versions"])
-    return Space(**space), Provenance(**provenance), Reference(**reference) if reference else None
+    return Identity(
+        Space(**space),
+        Provenance(**provenance),
+        Reference(**reference) if reference else None,
+        AdamStep(**adam) if adam else None,
+    )
 
 
 def _manifest(path: Path) -> Json:
@@ -266,7 +237,7 @@ def _short(value: object) -> str:
 
 def _contiguous(path: Path) -> int:
     n = 0
-    while (path / f"shard-{n:05d}.json").is_file():
+    while (path / f"{shard(n)}.json").is_file():
         n += 1
     return n
 
@@ -278,7 +249,3 @@ def _remove_shards(path: Path, *, keep: int) -> None:
     for file in path.glob("shard-*"):
         if int(file.stem.split("-")[1]) >= keep:
             file.unlink()
-
-
-def _read_columns(path: Path, number: int) -> dict[str, Sequence[str]]:
-    return pq.read_table(path / f"shard-{number:05d}.parquet").to_pydict()  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from graddiag._shards import Identity
 from graddiag.encoding import Encoded, EncodedSet
 from graddiag.extraction import Chunk, Job, stream
 from graddiag.extractor import Extractor
@@ -61,20 +62,22 @@ def measure_strangers(
     right: EncodedSet,
     folder: Path,
     *,
-    seed: int,
     batch_tokens: int,
     overwrite: bool = False,
 ) -> PairProducts | None:
     """Exact products of a few pairs of strangers, saved batch by batch; what is there already is not measured again.
 
-    None where no two rows are strangers. Raises DataError where the folder holds something else.
+    The projection's seed draws them. None where no two rows are strangers. Raises DataError where the folder holds
+    something else.
     """
-    pairs = choose_strangers(left, right, seed=seed)
+    pairs = choose_strangers(left, right, seed=extractor.projector.seed)
     if not pairs:
         return None
     names = f"strangers of {left.name} and {right.name}"
     rows = [(a.id, b.id, f"{a.digest} {b.digest}") for a, b in pairs]
-    shards = prepare({folder: describe(extractor.space, extractor.provenance(names), None, rows)}, overwrite=overwrite)
+    shards = prepare(
+        {folder: describe(Identity(extractor.space, extractor.provenance(names)), rows)}, overwrite=overwrite
+    )
     done = set(read_pairs(folder).left_ids) if shards else set()
     todo = _job(left, right, tuple(p for p in pairs if p[0].id not in done))
     with deferred_stop() as stop:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from graddiag.analyzers import Alignment, Conflict, CosineMatrix, LossGap
+from graddiag.analyzers import AdamAlignment, Alignment, Conflict, CosineMatrix, LossGap
 from graddiag.comparison import Comparison
 from graddiag.layers import place
 from graddiag.rules import ENDS, PROJECTION_SE, stem_of
@@ -87,17 +87,21 @@ def pair_table(comparison: Comparison, gap: LossGap, conflict: Conflict, alignme
     return Table("pairs", header, tuple(lines))
 
 
-def row_table(tables: Mapping[str, Signals], alignment: Alignment | None) -> Table:
+def row_table(
+    tables: Mapping[str, Signals], alignment: Alignment | None, alignment_adam: AdamAlignment | None = None
+) -> Table:
     """One line per row of every table, the ones that are not finite too."""
+    adam = None if alignment_adam is None else alignment_adam.alignment
     header = ("role", "set", "id", "cluster", "loss", "n_tokens", "length", "n_cut", "finite", "gradient_norm")
     lines: list[tuple[Cell, ...]] = []
     for role, table in tables.items():
         norm = np.sqrt(sum((n.astype(np.float64) ** 2 for n in table.norms.values()), np.zeros(len(table))))
-        cosines = _cosines(role, table, alignment)
-        numbers = (table.loss, table.n_tokens, table.length, table.n_cut, table.finite, norm, cosines)
+        cosines = [_cosines(role, table, form) for form in ((alignment,) if adam is None else (alignment, adam))]
+        numbers = (table.loss, table.n_tokens, table.length, table.n_cut, table.finite, norm, *cosines)
         columns = zip(table.ids, table.clusters, *(c.tolist() for c in numbers), strict=True)
         lines += [(role, table.provenance.data, *line) for line in columns]
-    return Table("rows", (*header, "cosine_with_safety"), tuple(lines))
+    last = ("cosine_with_safety",) if adam is None else ("cosine_with_safety", "adam_cosine_with_safety")
+    return Table("rows", (*header, *last), tuple(lines))
 
 
 def block_table(blocks: Mapping[str, Mapping[str, float | None]]) -> Table:

@@ -37,6 +37,7 @@ def verdict(summary: Summary, setting: Setting) -> list[str]:
     lines = [read.pairs(), read.loss_gap(), read.paired(), read.means(), read.framing()]
     if setting.safety is not None:
         lines += [read.framing_and_safety(), read.side("left"), read.side("right"), read.alignment_difference()]
+        lines += [read.adam()] if setting.adam else []
     limits = read.limits()
     return lines + read.controls(MOST_LINES - len(lines) - len(limits)) + limits
 
@@ -101,6 +102,14 @@ class _Reader:
         evidence = self.evidence("difference", "alignment/difference")
         numbers = f"{_interval(evidence)}{self.projected('alignment/difference')}, {_p(evidence)}"
         return _line("Left minus right in that cosine", evidence, numbers)
+
+    def adam(self) -> str:
+        """All of the Adam form in one line."""
+        sides = ((self.name(s), self.evidence("cosine", f"alignment_adam/{s}")) for s in ("left", "right"))
+        said = [_line(name, e, _interval(e)).removesuffix(".") for name, e in sides]
+        e = self.evidence("difference", "alignment_adam/difference")
+        said.append(_line("left minus right", e, f"{_interval(e)}, {_p(e)}").removesuffix("."))
+        return f"What a row adds to Adam's step, with safety: {'; '.join(said)}."
 
     def controls(self, room: int) -> list[str]:
         """One line per control, and where the sides lie relative to it; where room is short, the last line says so."""
@@ -173,9 +182,11 @@ class _Reader:
 
     def _is_confounded(self, key: str) -> bool:
         elsewhere = self.setting.other_model
-        if key.startswith("alignment/") and key != "alignment/difference":
-            return key.removeprefix("alignment/") in elsewhere
-        if key in {"alignment/difference", "framing/safety_cosine"} and {"left", "right"} & set(elsewhere):
+        form, _, what = key.partition("/")
+        if form in {"alignment", "alignment_adam"} and what != "difference":
+            return what in elsewhere
+        toward_safety = form in {"alignment", "alignment_adam"} or key == "framing/safety_cosine"
+        if toward_safety and {"left", "right"} & set(elsewhere):
             return True
         return set(self.setting.differs) >= {"data", "model"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,3 +51,27 @@ def row_gradients(model: nn.Module, rows: Sequence[Encoded], *, left: bool = Fal
     for n, p in parameters.items():
         p.requires_grad_(wanted[n])
     return out
+
+
+def scores_by_position(model: nn.Module, row: Encoded, means: Mapping[str, Tensor]) -> Tensor:
+    """How the row's mean loss changes when, at one position alone, every linear or embedding weight W in `means` is
+    moved along its mean M (the output gets `eps_t M a_t`), [t]."""
+    eps = torch.zeros(len(row.tokens) - 1, dtype=torch.float64, requires_grad=True)
+    names = {id(p): n for n, p in model.named_parameters() if n in means}
+    handles = []
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)) and id(module.weight) in names:
+            handles.append(module.register_forward_hook(_moved(means[names[id(module.weight)]], eps)))
+    loss = row_token_losses(model, [row])[0].mean()
+    for handle in handles:
+        handle.remove()
+    (found,) = torch.autograd.grad(loss, [eps])
+    return found
+
+
+def _moved(mean: Tensor, eps: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        more = mean[args[0]] if isinstance(module, nn.Embedding) else args[0] @ mean.T
+        return out + eps.unsqueeze(1) * more
+
+    return hook

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graddiag.comparison import Comparison
-from graddiag.signals import Block, PairProducts, Provenance, Reference, Signals, Space
+from graddiag.signals import AdamStep, Block, PairProducts, Provenance, Reference, Signals, Space
 
 BLOCKS = ("layers.0.mlp.down_proj.weight", "layers.1.mlp.down_proj.weight", "layers.1.self_attn.o_proj.weight")
 SIZE = 48  # parameters of a block
@@ -188,6 +188,48 @@ def with_reference(table: Table, safety: Table) -> Table:
     )
     dots = {b: g @ means[b] for b, g in table.full.items()}
     return Table(replace(table.signals, reference=reference, reference_dot=dots), table.full)
+
+
+def preconditioned(block: int, size: int) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """A scale per coordinate, and the step without any example, of the block of this number."""
+    rng = np.random.default_rng([block, size, 3])
+    return rng.gamma(1.0, size=size), rng.normal(size=size)
+
+
+def with_adam(table: Table, safety: Table, state: str = "state") -> Table:
+    """The table with what each row adds to a step: its gradient, scaled coordinate by coordinate."""
+    table = with_reference(table, safety)
+    means = {b: g[safety.signals.finite].mean(axis=0) for b, g in safety.full.items()}
+    resting = {b: preconditioned(k, means[b].size)[1] for k, b in enumerate(means)}
+    added = added_by(table)
+    step = AdamStep(
+        "AdamW",
+        state,
+        7,
+        {b: float(resting[b] @ means[b]) for b in means},
+        {b: float(np.linalg.norm(resting[b])) for b in means},
+    )
+    signals = replace(
+        table.signals,
+        adam=step,
+        adam_dot={b: d @ means[b] for b, d in added.items()},
+        adam_norm={b: np.linalg.norm(d, axis=1) for b, d in added.items()},
+        adam_step_norm={b: np.linalg.norm(d + resting[b], axis=1) for b, d in added.items()},
+    )
+    return Table(signals, table.full)
+
+
+def added_by(table: Table) -> Full:
+    """What each row of a table with an Adam form adds to the step, in full."""
+    return {b: g * preconditioned(k, g.shape[1])[0] for k, (b, g) in enumerate(table.full.items())}
+
+
+def with_scores(table: Table) -> Table:
+    """The table with token scores: random ones for every position, and a rest."""
+    rng = np.random.default_rng(5)
+    scores = tuple(rng.normal(size=n - 1) for n in table.signals.length)
+    rest = rng.normal(size=len(table.signals))
+    return Table(replace(table.signals, token_alignment=scores, alignment_elsewhere=rest), table.full)
 
 
 def taken(table: Table, index: Sequence[int] | Int[np.ndarray, " m"]) -> Table:

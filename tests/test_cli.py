@@ -97,7 +97,7 @@ def test_a_second_run_finds_the_shards(done):
         (["report", "nowhere"], 3, "nowhere is not a finished run"),
         (["compare", "insecure", "eductional", "--model", "tiny"], 2, "educational"),
         (["compare", "insecure", "educational", "--model", "tinny"], 2, "tiny"),
-        (["compare", "insecure", "educational", "--model", "tiny", "--projection", "sjlt"], 2, "not there yet"),
+        (["compare", "insecure", "educational", "--model", "tiny", "--projection", "fancy"], 2, "sjlt"),
         (["compare", "insecure", "educational", "--model", "tiny", "--recipe", "x.toml"], 2, "not there yet"),
         (["compare", "insecure", "educational", "--model", "tiny", "--blocks", "*.oproj"], 2, "o_proj"),
         (["compare", "insecure"], 2, "RIGHT"),

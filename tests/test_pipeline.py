@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 
 import graddiag
 from graddiag import extraction
+from graddiag.blocks import select_blocks
 from graddiag.data import read_set
 from graddiag.errors import DataError, UsageError
 from graddiag.interrupt import Interrupted
@@ -20,6 +22,7 @@ from graddiag.models import load_model
 from graddiag.pipeline import compare, extract_to, plan_compare
 from graddiag.reporting import report
 from graddiag.store import read_signals, verify_all
+from graddiag.turns import groups
 
 KEYS = """
     pairs/n pairs/identical pairs/clusters loss/left loss/right
@@ -223,6 +226,151 @@ def test_a_plan_writes_nothing_and_counts_what_a_run_has(tmp_path, tiny, monkeyp
     assert used / 3 < cost.disk < used * 3
 
 
+def test_token_scores_are_saved_and_sum_to_the_products_they_are_parts_of(tmp_path, tiny):
+    run(tmp_path / "run", tiny, token_scores=True)
+    with_safety = extract_to(rows_of("insecure", 6), safety=rows_of("safety", 4), token_scores=True, model=tiny[0],
+                             tokenizer=tiny[1], blocks=SMALL, dim=16, out=tmp_path / "one")  # fmt: skip
+    in_memory = graddiag.extract(*tiny, rows_of("insecure", 6), safety=rows_of("safety", 4), token_scores=True,
+                                 blocks=SMALL, dim=16)  # fmt: skip
+    left = read_signals(tmp_path / "run" / "left")
+    for table in (left, read_signals(tmp_path / "run" / "control-benign"), with_safety.signals, in_memory):
+        dots = sum(table.reference_dot.values())
+        assert [s.sum() for s in table.token_alignment] == pytest.approx(dots, rel=1e-4, abs=1e-6 * abs(dots).max())
+        assert [len(s) for s in table.token_alignment] == (table.length - 1).tolist()
+    for other in (with_safety.signals, in_memory):
+        assert other.ids == left.ids
+        assert sum(other.reference_dot.values()) == pytest.approx(sum(left.reference_dot.values()), rel=1e-4)
+    assert {p.name for p in verify_all(tmp_path / "one")} == {"one", "safety", "means"}
+    with pytest.raises(DataError, match=r"token_scores: True  \|  None"):
+        run(tmp_path / "run", tiny)
+
+
+def test_token_scores_without_a_mean_to_point_at_are_refused(tmp_path, tiny):
+    model, tokenizer = tiny
+    how = {"model": model, "tokenizer": tokenizer, "blocks": SMALL, "dim": 16}
+    saved = extract_to(rows_of("safety", 4), out=tmp_path / "safety", **how)
+    for safety in (None, saved.out):
+        with pytest.raises(UsageError, match=r"--token-scores.*give the safety set too.*Saved signals do not hold"):
+            compare(rows_of("insecure", 3), rows_of("educational", 3), safety=safety, token_scores=True,
+                    out=tmp_path / "run", **how)  # fmt: skip
+    with pytest.raises(UsageError, match="--token-scores"):
+        graddiag.extract(*tiny, rows_of("insecure", 3), token_scores=True)
+
+
+def trained_tiny(folder):
+    """The tiny model after a step of AdamW, its tokenizer, its live optimizer, and the folder where that is saved."""
+    model, tokenizer = load_model("tiny")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    tokens = torch.tensor([tokenizer("some text to learn")["input_ids"]])
+    model(tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    folder.mkdir()
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    return (model, tokenizer), optimizer, folder
+
+
+def test_a_saved_and_a_live_optimizer_give_the_same_adam_form_and_another_state_is_refused(tmp_path):
+    loaded, optimizer, folder = trained_tiny(tmp_path / "checkpoint")
+    first = run(tmp_path / "run", loaded, optimizer=folder)
+    summary = first.summary()
+    keys = [k for k in summary if k.startswith("alignment_adam/")]
+    assert {"alignment_adam/left", "alignment_adam/difference/p", "alignment_adam/control:benign/low"} < set(keys)
+    assert all(summary[k] is not None for k in keys)
+    assert any(line.startswith("What a row adds to Adam's step") for line in first.report.verdict)
+    assert (
+        json.loads((tmp_path / "run" / "report.json").read_text())["provenance"]["sets"]["left"]["optimizer"]["step"]
+        == 1
+    )
+    again = run(tmp_path / "run", loaded, optimizer=optimizer)
+    assert again.summary() == summary == report(tmp_path / "run", figures=False).summary()
+    optimizer.state[loaded[0].model.layers[0].mlp.down_proj.weight]["exp_avg"] += 1e-3
+    with pytest.raises(DataError, match=r"adam\.state"):
+        run(tmp_path / "run", loaded, optimizer=optimizer)
+    with pytest.raises(UsageError, match=r"--optimizer needs the mean safety gradient"):
+        run(tmp_path / "none", loaded, optimizer=optimizer, safety=None)
+
+
+def budget_for(model, turns, bytes_per_parameter):
+    """The smallest budget under which the blocks take this many turns."""
+    blocks = [b.block for b in select_blocks(model, SMALL)]
+    sizes = [bytes_per_parameter * math.prod(b.shape) for b in blocks]
+    budgets = sorted({sum(sizes[i:j]) for i in range(len(sizes)) for j in range(i + 1, len(sizes) + 1)})
+    return next(b for b in budgets if b >= max(sizes) and len(groups(blocks, b, bytes_per_parameter)) == turns)
+
+
+def same_numbers(found, wanted):
+    """Whether two tables have the same numbers up to the rounding of float32."""
+    assert (found.ids, found.space, found.blocks) == (wanted.ids, wanted.space, wanted.blocks)
+    for name in ("norms", "gradients", "reference_dot", "adam_dot", "adam_norm", "adam_step_norm"):
+        for block, values in getattr(wanted, name).items():
+            assert np.abs(getattr(found, name)[block] - values).max() <= 1e-6 * np.abs(values).max(), (name, block)
+    for a, b in zip(found.token_alignment or (), wanted.token_alignment or (), strict=True):
+        assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
+
+
+def test_blocks_that_take_turns_give_the_numbers_of_one_turn(tmp_path):
+    loaded, optimizer, _ = trained_tiny(tmp_path / "checkpoint")
+    how = {"optimizer": optimizer, "token_scores": True, "batch_tokens": 500}
+    budget = budget_for(loaded[0], 3, 16)  # sum, mean and two moments in float32
+    once, turns = run(tmp_path / "once", loaded, **how), run(tmp_path / "turns", loaded, mean_memory=budget, **how)
+    assert len(list((tmp_path / "turns").glob("turn-*"))) == 3
+    assert not (tmp_path / "once" / "turn-1").exists()
+    for role in ("left", "right", "safety", "control-benign"):
+        same_numbers(*(read_signals(tmp_path / out / role) for out in ("turns", "once")))
+    assert turns.summary().keys() == once.summary().keys()
+    for key, value in once.summary().items():
+        assert turns.summary()[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
+    assert report(tmp_path / "turns", figures=False).summary() == turns.summary()
+    checked = verify_all(tmp_path / "turns")
+    assert len(checked) == 4 * 6, "five stores and means in each turn, five stores and the audit together"
+    assert not any(checked.values())
+
+
+def test_turns_can_be_continued_and_need_not_be_asked_for_again(tmp_path, tiny, monkeypatch):
+    budget = f"{budget_for(tiny[0], 3, 8)} B"  # sum and mean in float32
+    straight = run(tmp_path / "straight", tiny, batch_tokens=500, mean_memory=budget)
+    calls, measure = [], extraction.Extractor.measure
+
+    def stop(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == stop.after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return measure(self, *args, **kwargs)
+
+    monkeypatch.setattr(extraction.Extractor, "measure", stop)
+    stop.after = 0
+    run(tmp_path / "count", tiny, batch_tokens=500, mean_memory=budget)
+    whole, stop.after = len(calls), len(calls) // 2
+    calls.clear()
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", tiny, batch_tokens=500, mean_memory=budget)
+    stop.after = 0
+    continued = run(tmp_path / "broken", tiny, batch_tokens=500)
+    assert len(calls) == whole, "nothing finished was measured again"
+    for key, value in straight.summary().items():
+        assert continued.summary()[key] == pytest.approx(value, abs=1e-5, nan_ok=True), key
+    calls.clear()
+    assert run(tmp_path / "broken", tiny, batch_tokens=500).summary() == continued.summary()
+    assert not calls
+
+
+def test_one_set_can_be_extracted_in_turns_and_a_plan_counts_them(tmp_path, tiny):
+    how = {"safety": rows_of("safety", 4), "model": tiny[0], "tokenizer": tiny[1], "blocks": SMALL, "dim": 16}
+    budget = budget_for(tiny[0], 3, 8)
+    turns = extract_to(rows_of("insecure", 4), mean_memory=budget, out=tmp_path / "turns", **how).signals
+    same_numbers(turns, extract_to(rows_of("insecure", 4), out=tmp_path / "once", **how).signals)
+    same_numbers(read_signals(tmp_path / "turns"), turns)
+    cost = plan_compare(rows_of("insecure", 3), rows_of("educational", 3), mean_memory=budget, **how)
+    assert cost.summary()["plan/turns"] == 3
+    assert any("in 3 turns" in line for line in cost.lines())
+    one = plan_compare(rows_of("insecure", 3), rows_of("educational", 3), **how)
+    assert one.turns == 1
+    assert cost.memory < one.memory
+    with pytest.raises(UsageError, match=r"--mean-memory 10 does not hold 'model\.layers\.0.* alone, which needs \d+"):
+        extract_to(rows_of("insecure", 4), mean_memory="10 B", out=tmp_path / "none", **how)
+
+
 def test_every_saved_folder_of_a_run_verifies(tmp_path, tiny):
     run(tmp_path, tiny)
     checked = verify_all(tmp_path)
@@ -281,6 +429,13 @@ def test_projected_pairs_and_centring_are_options_that_the_report_names(tmp_path
     assert centered.summary()["conflict/forced"] < 0
     with pytest.raises(UsageError, match=r"no --pairs 'both'\. Allowed: exact, projected"):
         run(tmp_path / "c", tiny, pairs="both")
+
+
+def test_a_model_that_is_not_in_memory_is_refused():
+    model, tokenizer = load_model("tiny")
+    model.model.layers[1].to("meta")
+    with pytest.raises(DataError, match=r"9 parameters, the first is 'model\.layers\.1.*are not in memory"):
+        graddiag.extract(model, tokenizer, rows_of("insecure", 2))
 
 
 def test_a_model_object_needs_its_tokenizer(tiny):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import Recipe, random_table
+from tables import Recipe, random_table, with_adam, with_scores
 
 from graddiag.errors import DataError
 from graddiag.signals import Block, PairProducts, Signals, digest_of
@@ -17,21 +17,32 @@ from graddiag.signals import Block, PairProducts, Signals, digest_of
 
 def same(a: Signals, b: Signals) -> bool:
     arrays = ("loss", "n_tokens", "length", "n_cut", "finite")
-    by_block = ("norms", "gradients", "reference_dot")
+    by_block = ("norms", "gradients", "reference_dot", "adam_dot", "adam_norm", "adam_step_norm")
     return (
-        (a.ids, a.clusters, a.digests, a.space, a.provenance, a.reference)
-        == (b.ids, b.clusters, b.digests, b.space, b.provenance, b.reference)
+        (a.ids, a.clusters, a.digests, a.space, a.provenance, a.reference, a.adam)
+        == (b.ids, b.clusters, b.digests, b.space, b.provenance, b.reference, b.adam)
         and all(np.array_equal(getattr(a, k), getattr(b, k), equal_nan=True) for k in arrays)
         and all(list(getattr(a, k)) == list(getattr(b, k)) for k in by_block)
         and all(np.array_equal(v, getattr(b, k)[n], equal_nan=True) for k in by_block for n, v in getattr(a, k).items())
         and all(np.array_equal(x, y) for x, y in zip(a.token_loss, b.token_loss, strict=True))
         and all(np.array_equal(x, y) for x, y in zip(a.target_ids, b.target_ids, strict=True))
+        and same_scores(a, b)
     )
 
 
-@given(cuts=st.lists(st.integers(0, 9), max_size=4))
-def test_splitting_and_concatenating_is_the_identity(cuts):
-    table = random_table(Recipe(n=9)).signals
+def same_scores(a: Signals, b: Signals) -> bool:
+    if a.token_alignment is None or b.token_alignment is None:
+        return a.token_alignment is b.token_alignment and a.alignment_elsewhere is b.alignment_elsewhere
+    return np.array_equal(a.alignment_elsewhere, b.alignment_elsewhere) and all(
+        np.array_equal(x, y) for x, y in zip(a.token_alignment, b.token_alignment, strict=True)
+    )
+
+
+@given(cuts=st.lists(st.integers(0, 9), max_size=4), scores=st.booleans(), adam=st.booleans())
+def test_splitting_and_concatenating_is_the_identity(cuts, scores, adam):
+    table = random_table(Recipe(n=9))
+    table = with_adam(table, random_table(name="safety")) if adam else table
+    table = (with_scores(table) if scores else table).signals
     borders = [0, *sorted(cuts), 9]
     parts = [table.take(range(a, b)) for a, b in pairwise(borders)]
     assert same(Signals.concat(parts), table)
@@ -66,6 +77,12 @@ def test_parts_of_different_models_are_not_joined():
         Signals.concat([table.take([0]), other.take([1])])
     with pytest.raises(DataError, match="no table"):
         Signals.concat([])
+
+
+def test_parts_with_and_without_token_scores_are_not_joined():
+    table = random_table(Recipe(n=3))
+    with pytest.raises(DataError, match="Some parts of the table have token_alignment and some have not"):
+        Signals.concat([table.signals.take([0]), with_scores(table).signals.take([1])])
 
 
 def test_differences_of_spaces_show_both_sides():

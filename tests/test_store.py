@@ -10,17 +10,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from tables import Recipe, products_of, random_pair, random_table, with_reference
+from tables import Recipe, products_of, random_pair, random_table, with_adam, with_reference, with_scores
 from test_signals import same
 
 from graddiag import files, store
+from graddiag._shards import Identity
 from graddiag.errors import DataError, ResourceError
 
 
 def manifest_of(table):
-    return store.describe(
-        table.space, table.provenance, table.reference, list(zip(table.ids, table.digests, strict=True))
-    )
+    about = Identity(table.space, table.provenance, table.reference, table.adam)
+    return store.describe(about, list(zip(table.ids, table.digests, strict=True)))
 
 
 def write(path, table, borders):
@@ -29,15 +29,40 @@ def write(path, table, borders):
         store.commit(n, {path: table.take(range(a, b))})
 
 
-def test_a_table_comes_back_as_it_was_in_the_order_of_its_set(tmp_path):
+@pytest.mark.parametrize(
+    "more", [lambda table: table, with_scores, lambda t: with_adam(t, random_table(Recipe(n=4), name="safety"))]
+)
+def test_a_table_comes_back_as_it_was_in_the_order_of_its_set(tmp_path, more):
     safety = random_table(Recipe(n=4), name="safety")
-    table = with_reference(random_table(Recipe(n=7)), safety).signals
+    table = more(with_reference(random_table(Recipe(n=7)), safety)).signals
     shuffled = table.take([6, 0, 3, 1, 5, 2, 4])
     store.prepare({tmp_path: manifest_of(table)})
     store.commit(0, {tmp_path: shuffled.take(range(3))})
     store.commit(1, {tmp_path: shuffled.take(range(3, 7))})
     assert same(store.read_signals(tmp_path), table)
     assert store.verify(tmp_path) == []
+
+
+def test_a_shard_may_have_no_row_of_one_side(tmp_path):
+    table = with_scores(random_table(Recipe(n=3))).signals
+    write(tmp_path, table, [0, 0, 2, 3])
+    assert same(store.read_signals(tmp_path), table)
+
+
+def test_saved_signals_without_token_scores_are_not_served_where_these_are_asked_for(tmp_path):
+    table = random_table(Recipe(n=3))
+    store.save_signals(tmp_path, table.signals)
+    with pytest.raises(DataError, match=r"token_scores: None  \|  True"):
+        store.save_signals(tmp_path, with_scores(table).signals)
+
+
+def test_signals_of_another_optimizer_state_are_not_served(tmp_path):
+    table, safety = random_table(Recipe(n=3)), random_table(Recipe(n=4), name="safety")
+    store.save_signals(tmp_path, with_adam(table, safety).signals)
+    with pytest.raises(DataError, match=r"adam\.state: 'state'  \|  'later'"):
+        store.save_signals(tmp_path, with_adam(table, safety, "later").signals)
+    with pytest.raises(DataError, match=r"adam.*  \|  None"):
+        store.save_signals(tmp_path, with_reference(table, safety).signals)
 
 
 def test_saving_twice_changes_nothing_and_another_table_is_refused(tmp_path):

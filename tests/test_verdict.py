@@ -153,6 +153,25 @@ def test_sides_that_differ_in_data_and_model_are_confounded() -> None:
     assert lines[-1].startswith("Confounded: the sides differ in both data and model")
 
 
+def test_the_adam_form_is_one_line_with_the_same_words() -> None:
+    adam = _cosine("alignment_adam/left", -0.2) | _cosine("alignment_adam/right", 0.2)
+    adam |= _cosine("alignment_adam/difference", -0.4) | {"alignment_adam/difference/p": 0.001}
+    line = _line(
+        verdict(_summary() | adam, replace(SETTING, adam=True)), "What a row adds to Adam's step, with safety: "
+    )
+    assert "insecure: opposed (-0.200 [-0.220, -0.180])" in line
+    assert "educational: aligned (+0.200 [+0.180, +0.220])" in line
+    assert "left minus right: difference (-0.400 [-0.420, -0.380], p = 0.001)" in line
+    assert not any("Adam" in said for said in verdict(_summary() | adam, SETTING))
+    other = replace(SETTING, adam=True, other_model=("left",))
+    line = _line(verdict(_summary() | adam, other), "What a row adds")
+    assert "insecure: confounded" in _line(
+        verdict(_summary() | adam, replace(other, differs=("data", "model"))), "What"
+    )
+    assert "educational: aligned" in line
+    assert "left minus right: confounded" in line
+
+
 def test_centring_never_makes_a_conflict() -> None:
     centered = replace(SETTING, centered=True)
     lines = verdict(_summary() | OPPOSED, centered)
@@ -186,7 +205,7 @@ def test_without_a_safety_set_nothing_is_said_about_safety() -> None:
 @pytest.mark.parametrize("n_controls", [0, 1, 2, 5, 40])
 def test_there_are_never_more_than_fifteen_lines(n_controls: int) -> None:
     worst = replace(
-        SETTING, controls=tuple(f"c{k}" for k in range(n_controls)), differs=("data", "model"), centered=True
+        SETTING, controls=tuple(f"c{k}" for k in range(n_controls)), differs=("data", "model"), centered=True, adam=True
     )
     for clusters, error in itertools.product((0, 1, 4, 8, 30), (None, 0.0, 0.03)):
         lines = verdict(_summary() | {"pairs/clusters": clusters, "projection/error": error}, worst)

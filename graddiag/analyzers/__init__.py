@@ -1,6 +1,7 @@
 """What do two tables say about each other: pure functions from a Comparison to a frozen result."""
 
 from graddiag.analyzers._alignment import Alignment, AlignmentScope, alignment
+from graddiag.analyzers._alignment_adam import AdamAlignment, alignment_adam
 from graddiag.analyzers._audit import Audit, audit
 from graddiag.analyzers._conflict import Conflict, ConflictScope, conflict
 from graddiag.analyzers._framing import Framing, FramingScope, framing
@@ -9,6 +10,7 @@ from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
 
 __all__ = [
+    "AdamAlignment",
     "Alignment",
     "AlignmentScope",
     "Audit",
@@ -19,6 +21,7 @@ __all__ = [
     "FramingScope",
     "LossGap",
     "alignment",
+    "alignment_adam",
     "audit",
     "conflict",
     "cosine_matrix",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Float
 
-from graddiag.analyzers._alignment_error import alignment_errors
+from graddiag.analyzers._alignment_error import AlignmentErrors, alignment_errors, no_errors
 from graddiag.analyzers._cosines import (
     RowCosines,
     check_safety,
@@ -47,26 +47,28 @@ class AlignmentScope:
         parts = {"left": self.left, "right": self.right, "difference": self.difference}
         return parts | {f"control:{name}": e for name, e in self.controls.items()}
 
-    def keys(self) -> dict[str, float | None]:
-        """The flat keys of this scope; None where undefined."""
+    def keys(self, prefix: str) -> dict[str, float | None]:
+        """The flat keys of this scope under a prefix; None where undefined."""
         out: dict[str, float | None] = {}
         for name, e in self.parts.items():
-            out[f"alignment/{name}"] = optional(e.value)
-            out[f"alignment/{name}/low"] = optional(e.low)
-            out[f"alignment/{name}/high"] = optional(e.high)
-        errors = error_keys({f"alignment/{name}": e for name, e in self.projection_se.items()})
-        return out | {"alignment/difference/p": optional(self.difference.p)} | errors
+            out[f"{prefix}/{name}"] = optional(e.value)
+            out[f"{prefix}/{name}/low"] = optional(e.low)
+            out[f"{prefix}/{name}/high"] = optional(e.high)
+        errors = error_keys({f"{prefix}/{name}": e for name, e in self.projection_se.items()})
+        return out | {f"{prefix}/difference/p": optional(self.difference.p)} | errors
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Cosines with the mean safety gradient: all exact, or all projected.
+    """Cosines with the mean safety gradient, of gradients or of steps (`prefix` of the keys): all exact, or all
+    projected.
 
     `rows` holds the whole-vector cosine of each row of "left", "right" and each control, under "control:NAME", NaN for
     a row that is not finite or zero; `pair_difference` left minus right of each pair. `names` are the sets under the
     same keys.
     """
 
+    prefix: str
     names: Mapping[str, str]
     safety_name: str
     ids: tuple[str, ...]
@@ -78,13 +80,13 @@ class Alignment:
 
     def summary(self) -> dict[str, float | None]:
         """The flat keys of this result; None where undefined."""
-        return self.overall.keys()
+        return self.overall.keys(self.prefix)
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
-        """The same keys per block, and `alignment/difference/q`: the false discovery rate of the p over blocks."""
+        """The same keys per block, and `difference/q`: the false discovery rate of the p over blocks."""
         q = false_discovery_q(np.array([s.difference.p for s in self.blocks.values()], dtype=np.float64))
         rows = zip(self.blocks.items(), q, strict=True)
-        return {b: s.keys() | {"alignment/difference/q": optional(float(v))} for (b, s), v in rows}
+        return {b: s.keys(self.prefix) | {f"{self.prefix}/difference/q": optional(float(v))} for (b, s), v in rows}
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
@@ -104,24 +106,39 @@ def alignment(
     tables = {"left": comparison.left, "right": comparison.right} | {f"control:{n}": t for n, t in controls.items()}
     known = all(knows_safety(t, safety) for t in tables.values())
     cosines = exact_cosines(tables) if known else projected_cosines(tables, safety)
+    whole_space = comparison.left.space.projection == "exact"
+    measured = known and not whole_space
+    errors = no_errors(comparison, tables) if measured else alignment_errors(comparison, safety, tables, cosines)
+    exact = known or whole_space
+    return aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed, errors=errors)
+
+
+def aligned(
+    comparison: Comparison,
+    safety: Signals,
+    tables: Mapping[str, Signals],
+    cosines: Mapping[str, RowCosines],
+    *,
+    prefix: str,
+    exact: bool,
+    seed: int,
+    errors: AlignmentErrors | None = None,
+) -> Alignment:
+    """Means and differences of the rows' cosines, over all blocks and in each; `errors` are those by the projection."""
     whole = {name: c.whole for name, c in cosines.items()}
     overall = _scope(comparison, tables, whole, seed)
     blocks = {
         b: _scope(comparison, tables, {n: c.blocks[b] for n, c in cosines.items()}, seed)
         for b in comparison.left.blocks
     }
-    if not known:
-        overall_se, by_block = alignment_errors(comparison, safety, tables, cosines)
-    else:
-        overall_se = dict.fromkeys(overall.parts, 0.0 if comparison.left.space.projection == "exact" else math.nan)
-        by_block = dict.fromkeys(blocks, overall_se)
     return Alignment(
+        prefix=prefix,
         names={name: t.provenance.data for name, t in tables.items()},
         safety_name=safety.provenance.data,
         ids=tuple(comparison.left.ids[i] for i in comparison.left_index),
-        exact=known or comparison.left.space.projection == "exact",
-        overall=_with_errors(overall, overall_se),
-        blocks={b: _with_errors(scope, by_block[b]) for b, scope in blocks.items()},
+        exact=exact,
+        overall=_with_errors(overall, errors.whole if errors else {}),
+        blocks={b: _with_errors(scope, errors.blocks[b] if errors else {}) for b, scope in blocks.items()},
         rows=whole,
         pair_difference=_difference(comparison, whole),
     )
@@ -148,7 +165,7 @@ def _scope(
 
 
 def _with_errors(scope: AlignmentScope, errors: Mapping[str, float]) -> AlignmentScope:
-    kept = {n: errors[n] if math.isfinite(e.value) else math.nan for n, e in scope.parts.items()}
+    kept = {n: errors[n] if math.isfinite(e.value) else math.nan for n, e in scope.parts.items() if n in errors}
     return replace(scope, projection_se=kept)
 
 

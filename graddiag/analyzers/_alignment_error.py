@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,11 +17,19 @@ from graddiag.signals import Signals
 Errors = dict[str, float]
 
 
-def alignment_errors(
-    comparison: Comparison, safety: Signals, tables: Mapping[str, Signals], cosines: Mapping[str, RowCosines]
-) -> tuple[Errors, dict[str, Errors]]:
+@dataclass(frozen=True)
+class AlignmentErrors:
     """Standard errors by the projection of the mean cosine of each table, and of "difference", left minus right over
     pairs: of the whole vector, and per block."""
+
+    whole: Errors
+    blocks: Mapping[str, Errors]
+
+
+def alignment_errors(
+    comparison: Comparison, safety: Signals, tables: Mapping[str, Signals], cosines: Mapping[str, RowCosines]
+) -> AlignmentErrors:
+    """Those of projected cosines; 0 where gradients are not projected."""
     lay = layouts(safety.space)
     overall = _Norms(comparison, safety, tables, safety.blocks)
     whole = {name: c.whole for name, c in cosines.items()}
@@ -34,7 +44,13 @@ def alignment_errors(
         blocks[block] = {name: spread(i, lay[block]).standard_error for name, i in alone.items()}
         shared = overall.influences(block, whole)
         total = {name: t + spread(shared[name], lay[block]) for name, t in total.items()}
-    return {name: t.standard_error for name, t in total.items()}, blocks
+    return AlignmentErrors({name: t.standard_error for name, t in total.items()}, blocks)
+
+
+def no_errors(comparison: Comparison, tables: Mapping[str, Signals]) -> AlignmentErrors:
+    """Those of cosines from exact products of gradients whose rows are projected: not defined, since none is made."""
+    each = dict.fromkeys((*tables, "difference"), math.nan)
+    return AlignmentErrors(each, dict.fromkeys(comparison.left.blocks, each))
 
 
 class _Norms:

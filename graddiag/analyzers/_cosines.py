@@ -109,14 +109,21 @@ def _products_with(table: Signals, block: str, vector: Float[np.ndarray, " k"]) 
 
 def exact_with_reference(table: Signals) -> RowCosines:
     """Exact cosine of each row with the mean gradient that `table.reference` names, [n]."""
+    return with_reference(table, table.reference_dot, table.norms)
+
+
+def with_reference(
+    table: Signals, inner: Mapping[str, Float[np.ndarray, " n"]], norms: Mapping[str, Float[np.ndarray, " n"]]
+) -> RowCosines:
+    """Cosine with the table's reference of one vector per row, given by its products with it and its norms, [n]."""
     reference = table.reference
     assert reference is not None
     at = np.flatnonzero(table.finite)
     parts = (
         Products(
             block,
-            table.reference_dot[block][at],
-            table.norms[block][at].astype(np.float64) ** 2,
+            inner[block][at],
+            norms[block][at].astype(np.float64) ** 2,
             np.full(len(at), reference.norms[block] ** 2),
         )
         for block in table.blocks

@@ -55,8 +55,8 @@ class GaussianRows:
         if sum(projected) * self.dim > HOPELESS:
             raise UsageError(
                 f"--projection dense would draw {self.dim} x {sum(projected):,} random numbers for every batch; at "
-                f"most {HOPELESS:,} are allowed. Use --projection sjlt, which is as fine, or logra; or a smaller --dim, or "
-                "fewer --blocks."
+                f"most {HOPELESS:,} are allowed. Use --projection sjlt, which is as fine, or logra; or a "
+                "smaller --dim, or fewer --blocks."
             )
 
     def rows(self, block: Block, gradients: Gradients) -> Float[Tensor, "b k"]:

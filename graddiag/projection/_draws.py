@@ -26,8 +26,8 @@ def philox(*key: object, row: int = 0) -> np.random.Philox:
 def unbiased(draws: Float[np.ndarray, "k _"], d: int) -> Float[np.ndarray, "k _"]:
     """The rows of a Gaussian matrix P that lie in a space of d dimensions, scaled so that `E[P^T P]` is its identity.
 
-    Where `becomes_orthonormal`, the rows are first made orthonormal in their order (QR, positive diagonal: then they
-    are uniformly distributed), hence scaled by sqrt(d / k) instead of 1 / sqrt(k).
+    Where `becomes_orthonormal`, the rows are first made orthonormal in their order (QR, positive diagonal, whatever
+    sign a LAPACK would choose), hence scaled by sqrt(d / k) instead of 1 / sqrt(k).
     """
     k = len(draws)
     if not becomes_orthonormal(k, d):

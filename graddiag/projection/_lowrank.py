@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,15 +68,20 @@ class LowRank:
     def __post_init__(self) -> None:
         check_square(self.dim, LEAST_A_SIDE)
 
+    def check(self, blocks: Sequence[Block]) -> None:
+        """Raises UsageError where the bases are not those of these blocks at this `dim`."""
+        for block in blocks:
+            layout = row_layout(self.kind, self.dim, block.shape)
+            for side, (k, d) in enumerate(zip(layout.kept, two_sides(block.shape), strict=True)):
+                if k < d:
+                    self._fixed(block, side, layout)
+
     def size(self, block: Block) -> int:
         """Length of a row: at most `dim`, less where a side of the block is shorter than `sqrt(dim)`."""
         return row_layout(self.kind, self.dim, block.shape).size
 
     def factor(self, block: Block, side: int) -> Float[np.ndarray, "p d"] | None:
-        """The matrix of one side (0 output, 1 input), fixed rows first, or None for the identity.
-
-        Raises UsageError where the bases are not those of this block at this `dim`.
-        """
+        """The matrix of one side (0 output, 1 input), fixed rows first, or None for the identity."""
         layout, d = row_layout(self.kind, self.dim, block.shape), two_sides(block.shape)[side]
         p = layout.kept[side]
         if p == d:

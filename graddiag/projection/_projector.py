@@ -58,8 +58,8 @@ def make_projector(
 ) -> Projector:
     """The projector of a kind, for these blocks; `lowrank` has its bases.
 
-    Raises UsageError for an unknown kind, a `dim` that the kind does not take, `lowrank` without bases, and `dense` on
-    so many numbers that it is hopeless.
+    Raises UsageError for an unknown kind, a `dim` that the kind does not take, `lowrank` without the bases of these
+    blocks, and `dense` on so many numbers that it is hopeless.
     """
     if kind == "exact":
         return Exact()
@@ -78,7 +78,9 @@ def make_projector(
             "The projection 'lowrank' needs a reference: the examples whose mean gradient says where to look. Give "
             "reference=examples, or the bases of an earlier measurement; on the command line --reference SET or RUN."
         )
-    return LowRank(dim, seed, bases)
+    low_rank = LowRank(dim, seed, bases)
+    low_rank.check(blocks)
+    return low_rank
 
 
 def probe_digest(projector: Projector) -> str:

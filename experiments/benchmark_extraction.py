@@ -1,0 +1,281 @@
+"""What extraction costs, as a share of a training step's forward and backward pass on the same batches.
+
+usage: python experiments/benchmark_extraction.py [--data DIR] [--pairs N] [--rounds N] [--model NAME]
+
+Real pairs from DIR (insecure.jsonl, educational.jsonl) where it is given, else the built-in sets. Everything is timed
+in turn in one process, round after round, and divided by the plain step of the same round; peak memory is that of a
+process of its own. bergson and dattri-llm are timed in the same turns where they can be imported. Run it alone.
+Writes figures/benchmark_extraction.json, .svg and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from benchmark_peers import PEERS
+from transformers import PreTrainedModel
+
+from graddiag.data import read_set
+from graddiag.encoding import Encoded, batches, encode
+from graddiag.extraction import ready
+from graddiag.extractor import Extractor
+from graddiag.head import Batch, loss_and_backward, split_model
+from graddiag.mean_gradient import KnownMean, MeanGradient
+from graddiag.models import load_model
+
+BATCH_TOKENS = 1536  # padded tokens per batch: about two pairs of the real data
+PLAIN = "plain forward and backward"
+AIMS = {
+    "losses only": 0.28,
+    "all linear blocks, logra 256": 0.58,
+    "all linear blocks, exact pairs and alignment": 0.95,
+    "last quarter of the layers, logra 256": 0.38,
+    "last layer, logra 256": 0.27,
+}
+FLOOR = "activation gradients only"
+
+
+@dataclass(frozen=True)
+class Work:
+    """The same batches for everyone: rows, and the pairs among them."""
+
+    model: PreTrainedModel
+    batches: tuple[tuple[list[Encoded], list[tuple[int, int]]], ...]
+    make: Callable[..., Extractor]
+
+    def padded(self) -> list[Batch]:
+        """The batches as padded tensors."""
+        any_extractor = self.make(blocks=None)
+        return [any_extractor.collate(rows) for rows, _ in self.batches]
+
+    def layers(self, last: int) -> list[str]:
+        """Patterns of the last layers' linear weights."""
+        n = self.model.config.num_hidden_layers
+        return [f"model.layers.{k}.*_proj" for k in range(n - last, n)]
+
+
+def prepare(model_name: str, data: Path | None, n_pairs: int) -> Work:
+    """The first pairs of both sets, the two members of a pair in one batch."""
+    model, tokenizer = load_model(model_name, device="cpu")
+    sides = []
+    for name in ("insecure", "educational"):
+        source = str(data / f"{name}.jsonl") if data else name
+        sides.append(encode(read_set(source, limit=n_pairs), tokenizer, max_length=1024).rows)
+    rows = [r for side in sides for r in side]
+    units = [(k, len(sides[0]) + k) for k in range(len(sides[0]))]
+    made = []
+    for index in batches(rows, batch_tokens=BATCH_TOKENS, units=units):
+        made.append(([rows[i] for i in index], [(k, k + 1) for k in range(0, len(index), 2)]))
+
+    def make(blocks: Sequence[str] | None, projection: str = "logra") -> Extractor:
+        return ready(
+            model, tokenizer, blocks=blocks, projection=projection, dim=256, seed=0, target="answer", max_length=1024
+        )
+
+    return Work(model, tuple(made), make)
+
+
+def plain(work: Work) -> Callable[[], None]:
+    """What a training step does without its optimizer: full logits, weight gradients of every parameter."""
+    padded = work.padded()
+
+    def step() -> None:
+        work.model.requires_grad_(True)
+        for b in padded:
+            mask = (torch.arange(b.tokens.shape[1]) < torch.tensor(b.lengths)[:, None]).long()
+            logits = work.model(input_ids=b.tokens, attention_mask=mask, use_cache=False).logits
+            losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), b.targets, ignore_index=-100)
+            losses.backward()
+            work.model.zero_grad(set_to_none=True)
+        work.model.requires_grad_(False)
+
+    return step
+
+
+def floor(work: Work) -> Callable[[], None]:
+    """Forward and backward with frozen weights, the head at target tokens, nothing recorded."""
+    padded, split = work.padded(), split_model(work.model)
+    root = work.model.get_input_embeddings()
+
+    def step() -> None:
+        work.model.requires_grad_(False)
+        handle = root.register_forward_hook(lambda *a: a[2].detach().requires_grad_(True))
+        for b in padded:
+            loss_and_backward(work.model, split, b)
+        handle.remove()
+
+    return step
+
+
+def extraction(work: Work, *, blocks: Sequence[str] | None = None, exact: bool = False) -> Callable[[], None]:
+    """The tool's own pass over the batches."""
+    ex = work.make(blocks=blocks)
+    known = mean_of(ex, work) if exact else None
+
+    def step() -> None:
+        for rows, pairs in work.batches:
+            ex.measure(rows, pairs=pairs if exact else (), known=known)
+
+    return step
+
+
+def mean_of(ex: Extractor, work: Work) -> KnownMean:
+    """A mean gradient to multiply with: that of the left rows of the first batch."""
+    mean, rows = MeanGradient(), work.batches[0][0][::2]
+    table = ex.measure(rows, mean=mean).table(range(len(rows)), rows, ex.space, ex.provenance("first batch"))
+    return mean.known(table)
+
+
+def losses(work: Work) -> Callable[[], None]:
+    """Token losses without gradients."""
+    ex = work.make(blocks=None)
+
+    def step() -> None:
+        for rows, _ in work.batches:
+            ex.token_losses(rows)
+
+    return step
+
+
+def everything(work: Work) -> dict[str, Callable[[], None]]:
+    """All that is timed, by name; peers where they can be imported."""
+    n = work.model.config.num_hidden_layers
+    ours = {
+        PLAIN: plain(work),
+        "losses only": losses(work),
+        FLOOR: floor(work),
+        "all linear blocks, logra 256": extraction(work),
+        "all linear blocks, exact pairs and alignment": extraction(work, exact=True),
+        "last quarter of the layers, logra 256": extraction(work, blocks=work.layers(n // 4)),
+        "last layer, logra 256": extraction(work, blocks=work.layers(1)),
+    }
+    peers = {name: make(work.model, work.padded()) for name, make in PEERS.items()}
+    return ours | {name: step for name, step in peers.items() if step is not None}
+
+
+def timed(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in each round, in turn; a first round warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+            gc.collect()
+        print(f"round {round_} of {rounds}", file=sys.stderr)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median and range of each one's share of the plain step of the same round."""
+    out = {}
+    for name, mine in seconds.items():
+        shares = sorted(a / b for a, b in zip(mine, seconds[PLAIN], strict=True))
+        middle = sorted(mine)[len(mine) // 2]
+        out[name] = {"median": shares[len(shares) // 2], "low": shares[0], "high": shares[-1], "seconds": middle}
+    return out
+
+
+def peak(arguments: Sequence[str], name: str) -> float:
+    """MiB of memory at the peak above what the loaded model takes, in a process that runs one of them once."""
+    command = [sys.executable, __file__, *arguments, "--only", name]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def run_only(work: Work, name: str) -> float:
+    """One of them, once, and the growth of the peak of resident memory, MiB."""
+    step = everything(work)[name]
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's mark of the peak starts again from here
+    before = resident("VmRSS")
+    step()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """A line of the kernel's account of this process, MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def draw(found: dict[str, dict[str, float]], target: Path) -> None:
+    """Each one's share of the plain step, its range over the rounds, and the aim."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [n for n in found if n != PLAIN]
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(names) + 1.4), layout="constrained")
+    for k, name in enumerate(reversed(names)):
+        r = found[name]
+        axes.barh(k, r["median"], color="#0072B2" if name not in PEERS else "#999999", height=0.6)
+        axes.plot([r["low"], r["high"]], [k, k], color="black", linewidth=1.5)
+        if name in AIMS:
+            axes.plot([AIMS[name]] * 2, [k - 0.4, k + 0.4], color="#D55E00", linewidth=2)
+    axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(names)), list(reversed(names)))
+    axes.set_xlabel("share of a plain forward and backward pass: median, range over rounds; orange: aim")
+    for form in ("svg", "png"):
+        figure.savefig(target.with_suffix(f".{form}"), dpi=150)
+
+
+def main() -> None:
+    """Times everything in turn, measures memory one by one, prints a table and keeps it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--no-memory", action="store_true", help="times only")
+    parser.add_argument("--only", help="run one of them once and print its peak memory, MiB")
+    given = parser.parse_args()
+    work = prepare(given.model, given.data, given.pairs)
+    if given.only:
+        print(run_only(work, given.only))
+        return
+    steps = everything(work)
+    found = ratios(timed(steps, given.rounds))
+    shared = [f"--pairs={given.pairs}", f"--model={given.model}", *([f"--data={given.data}"] if given.data else [])]
+    for name in found if not given.no_memory else ():
+        found[name]["peak_mib"] = peak(shared, name)
+    rows = [r for batch, _ in work.batches for r in batch]
+    facts = {
+        "rows": len(rows),
+        "tokens": sum(len(r.tokens) for r in rows),
+        "target_tokens": sum(r.n_targets for r in rows),
+        "batches": len(work.batches),
+        "rounds": given.rounds,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "versions": {p: importlib.metadata.version(p) for p in ("graddiag", "torch", "transformers")},
+        "model": given.model,
+        "data": "real pairs" if given.data else "built-in sets",
+    }
+    kept = {"facts": facts, "aims": AIMS, "results": found}
+    print(json.dumps(facts))
+    for name, r in found.items():
+        aim = f"   aim {AIMS[name]:.2f}" if name in AIMS else ""
+        memory = f"{r['peak_mib']:7.0f} MiB" if "peak_mib" in r else ""
+        print(f"{name:46s} {r['median']:.2f} [{r['low']:.2f}, {r['high']:.2f}] {r['seconds']:6.2f} s {memory}{aim}")
+    if not given.no_memory:
+        target = Path("figures") / "benchmark_extraction"
+        target.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        draw(found, target)
+
+
+if __name__ == "__main__":
+    main()
