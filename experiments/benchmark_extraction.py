@@ -40,6 +40,7 @@ AIMS = {
     "losses only": 0.28,
     "all linear blocks, logra 256": 0.58,
     "all linear blocks, exact pairs and alignment": 0.95,
+    "the same with token scores": 1.25,
     "last quarter of the layers, logra 256": 0.38,
     "last layer, logra 256": 0.27,
 }
@@ -118,10 +119,12 @@ def floor(work: Work) -> Callable[[], None]:
     return step
 
 
-def extraction(work: Work, *, blocks: Sequence[str] | None = None, exact: bool = False) -> Callable[[], None]:
+def extraction(
+    work: Work, *, blocks: Sequence[str] | None = None, exact: bool = False, token_scores: bool = False
+) -> Callable[[], None]:
     """The tool's own pass over the batches."""
     ex = work.make(blocks=blocks)
-    known = mean_of(ex, work) if exact else None
+    known = mean_of(ex, work).wanting(token_scores=token_scores, optimizer=None) if exact else None
 
     def step() -> None:
         for rows, pairs in work.batches:
@@ -157,6 +160,7 @@ def everything(work: Work) -> dict[str, Callable[[], None]]:
         FLOOR: floor(work),
         "all linear blocks, logra 256": extraction(work),
         "all linear blocks, exact pairs and alignment": extraction(work, exact=True),
+        "the same with token scores": extraction(work, exact=True, token_scores=True),
         "last quarter of the layers, logra 256": extraction(work, blocks=work.layers(n // 4)),
         "last layer, logra 256": extraction(work, blocks=work.layers(1)),
     }
@@ -174,7 +178,8 @@ def timed(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[f
             if round_:
                 seconds[name].append(time.perf_counter() - start)
             gc.collect()
-        print(f"round {round_} of {rounds}", file=sys.stderr)
+        shares = ", ".join(f"{v[-1] / seconds[PLAIN][-1]:.2f}" for v in seconds.values() if v)
+        print(f"round {round_} of {rounds}: {shares}", file=sys.stderr)
     return seconds
 
 

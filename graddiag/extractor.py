@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from graddiag.errors import DataError, ResourceError
 from graddiag.gradients import Gradients, Products, Workspace
 from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
-from graddiag.projection import Projector
+from graddiag.projection import Projector, probe_digest
 from graddiag.session import Session, can_be_formed, depends_on, nothing, one_by_one
 from graddiag.signals import AdamStep, PairProducts, Provenance, Reference, Signals, Space
 from graddiag.token_scores import token_scores
@@ -96,9 +97,9 @@ class Measured:
             adam_step_norm={b: np.sqrt(_numpy(p.step_norm2)[at]) for b, p in self.adam.items()},
         )
 
-    def pairs(self, ids: Sequence[str]) -> PairProducts:
-        """The exact products of the batch's pairs under their ids."""
-        return PairProducts(tuple(ids), self.inner, self.difference_norm)
+    def pairs(self, left_ids: Sequence[str], right_ids: Sequence[str]) -> PairProducts:
+        """The exact products of the batch's pairs under the ids of their members."""
+        return PairProducts(tuple(left_ids), tuple(right_ids), self.inner, self.difference_norm)
 
 
 class Extractor:
@@ -144,6 +145,19 @@ class Extractor:
     def provenance(self, data: str) -> Provenance:
         """Where a table of the set `data` comes from."""
         return replace(self._provenance, data=data)
+
+    def with_projector(self, projector: Projector) -> Extractor:
+        """The same extractor for rows of another projection, which shares what was learned of the model so far."""
+        out = copy(self)
+        out.projector = projector
+        out.space = replace(
+            self.space,
+            projection=projector.kind,
+            dim=projector.dim,
+            seed=projector.seed,
+            probe=probe_digest(projector),
+        )
+        return out
 
     def measure(
         self,

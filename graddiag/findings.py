@@ -18,6 +18,7 @@ from graddiag.analyzers import (
 )
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
+from graddiag.rules import PROJECTION_SE
 from graddiag.signals import Signals
 
 _ENDS = ("", "/low", "/high")
@@ -26,6 +27,7 @@ ALIGNMENT_KEYS = (  # there also where no safety set, or no optimizer, is given,
     *(f"{form}/{side}{end}" for form in _FORMS for side in ("left", "right", "difference") for end in _ENDS),
     *(f"{form}/difference/p" for form in _FORMS),
     "alignment_adam/momentum",
+    *(f"alignment/{side}/{PROJECTION_SE}" for side in ("left", "right", "difference")),
 )
 
 
@@ -95,7 +97,8 @@ class Findings:
     def _alignment_keys(self) -> tuple[str, ...]:
         """All that a run with a safety set, these controls and an optimizer has."""
         controls = [f"{form}/control:{name}{end}" for form in _FORMS for name in self.controls for end in _ENDS]
-        return (*ALIGNMENT_KEYS, *controls)
+        errors = [f"alignment/control:{name}/{PROJECTION_SE}" for name in self.controls]
+        return (*ALIGNMENT_KEYS, *controls, *errors)
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
         """The same keys per block, in model order, where they make sense."""

@@ -26,6 +26,7 @@ from graddiag.store import is_store, read_signals
 from graddiag.token_texts import read_texts
 
 Input = Source | Signals
+KIND, DIM = "logra", 256  # where nobody says otherwise and nothing is chosen
 NOTES_FILE = "notes.json"
 _CLUSTERED = ("left", "right", "set")  # the option `cluster` speaks of their columns and row numbers
 _ANSWERS = ("left", "right", "set")  # whose answer tokens a report shows
@@ -43,8 +44,8 @@ class How(TypedDict, total=False):
     device: str | None
     blocks: Sequence[str] | None
     target: str
-    projection: str
-    dim: int
+    projection: str | None  # None in `compare`: chosen by a pilot, see `settle`; elsewhere logra
+    dim: int | None  # None: likewise; with another projection, or elsewhere, 256
     seed: int
     reference: Given  # of the projection `lowrank`: a set, the folder of a run, or bases
     limit: int | None
@@ -101,6 +102,9 @@ def prepare(sources: Mapping[str, Input], *, edits: Sequence[Edit] = (), **how: 
     notes += [n for role in saved for n in _saved_notes(sources[role])]
     if not sets:
         return Prepared(saved, {}, None, name, tuple(notes), texts=_kept_texts(sources))
+    if saved and not chosen_by_user(how):
+        space = next(iter(saved.values())).space
+        how = {**how, "projection": space.projection, "dim": space.dim}
     model, tokenizer = _loaded(**how)
     target = how.get("target", "answer")
     known = read_reference(how.get("reference"), limit=limit)
@@ -129,6 +133,15 @@ def _kept_texts(sources: Mapping[str, Input]) -> dict[int, str]:
     return {i: text for f in folders if is_store(f) for i, text in read_texts(f).items()}
 
 
+def chosen_by_user(how: How) -> bool:
+    """Whether the user says which projection it is to be."""
+    return how.get("projection") is not None or how.get("dim") is not None
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
 def settle(prepared: Prepared, folder: Path, *, batch_tokens: int, overwrite: bool = False) -> Extractor | None:
     """The extractor that measures, with the bases that are in the folder of a run, or are put there now.
 
@@ -150,7 +163,7 @@ def _extractor(
     name: str,
     how: How,
 ) -> Extractor:
-    kind, dim, seed = how.get("projection", "logra"), how.get("dim", 256), how.get("seed", 0)
+    kind, dim, seed = how.get("projection") or KIND, _or(how.get("dim"), DIM), how.get("seed", 0)
     bases = known if isinstance(known, Bases) else None
     return ready(
         model,

@@ -33,6 +33,7 @@ from graddiag.token_texts import read_texts
 
 RUN_FILE = "run.json"
 PAIRS, EDITED_PAIRS = "pairs", "pairs-edited"  # folders of exact products
+AUDIT = "audit"  # the store of a run with exact products of rows that are no partners
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Analysis:
     command: str = ""
     exact_pairs: bool = False
     edits: tuple[Edit, ...] = ()
+    strangers: bool = False
 
 
 def report(run: str | Path, *, figures: bool = True) -> Result:
@@ -81,7 +83,8 @@ def report(run: str | Path, *, figures: bool = True) -> Result:
     analysis = Analysis(**kept | lists | {"edits": tuple(Edit(**e) for e in kept.get("edits", ()))})
     stores = (PAIRS, *([EDITED_PAIRS] if analysis.edits else [])) if analysis.exact_pairs else ()
     products = {name: read_pairs(folder / name) for name in stores}
-    return conclude(tables, products, analysis, folder, figures=figures)
+    strangers = read_pairs(folder / AUDIT) if analysis.strangers else None
+    return conclude(tables, products, analysis, folder, strangers=strangers, figures=figures)
 
 
 def conclude(
@@ -90,15 +93,16 @@ def conclude(
     analysis: Analysis,
     folder: Path,
     *,
+    strangers: PairProducts | None = None,
     figures: bool,
 ) -> Result:
     """Every analysis that the tables allow, and the report.
 
     Roles: left, right, safety, control-NAME, and left-edited, right-edited for the second comparison, whose products
-    are those of "pairs-edited".
+    are those of "pairs-edited". `products` are exact ones of pairs, `strangers` of rows that are no partners.
     """
     texts = read_texts(folder)
-    findings = _findings(tables, products.get(PAIRS), analysis, texts)
+    findings = _findings(tables, products.get(PAIRS), analysis, texts, strangers)
     if analysis.edits:
         second = _findings(_with_edits(tables, analysis.edits), products.get(EDITED_PAIRS), analysis, texts)
         change = edit_change(_of_pairs(findings), _of_pairs(second), seed=analysis.seed)
@@ -123,7 +127,11 @@ def _of_pairs(findings: Findings) -> tuple[LossGap, Conflict, Alignment | None]:
 
 
 def _findings(
-    tables: Mapping[str, Signals], products: PairProducts | None, analysis: Analysis, texts: Mapping[int, str]
+    tables: Mapping[str, Signals],
+    products: PairProducts | None,
+    analysis: Analysis,
+    texts: Mapping[int, str],
+    strangers: PairProducts | None = None,
 ) -> Findings:
     """Every analysis of one comparison."""
     comparison = Comparison(tables["left"], tables["right"], products)
@@ -140,7 +148,7 @@ def _findings(
         conflict=conflict(comparison, center=analysis.center, seed=analysis.seed),
         framing=framing(comparison, safety, seed=analysis.seed),
         alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
-        audit=audit(comparison, safety, controls),
+        audit=audit(comparison, safety, controls, strangers=strangers),
         alignment_adam=adam,
         matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),
         command=analysis.command,

@@ -91,7 +91,7 @@ class Run:
         names = f"{left.provenance.data} and {right.provenance.data}"
         digest = dict(zip(right.ids, right.digests, strict=True))
         of_left = zip(left.ids, left.clusters, left.digests, strict=True)
-        known = set(products.ids)
+        known = set(products.left_ids)
         rows = [(i, cluster, f"{d} {digest[i]}") for i, cluster, d in of_left if i in known]
         about = Identity(left.space, replace(left.provenance, data=names))
         save_pairs(self.folder / folder, about, rows, products, overwrite=self.overwrite)
