@@ -7,7 +7,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 from graddiag.analyzers import Telling, Through, TokenView
 from graddiag.bands import MIN_ROWS, Band
@@ -50,7 +50,7 @@ def _curve(axes: Axes, band: Band, colour: str, name: str) -> None:
     axes.plot(position, band.mean[shown], color=colour, linewidth=1.1, marker=dot, label=name)
     if len(position) >= _LOG_FROM:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     else:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
