@@ -65,7 +65,7 @@ class Spread:
         if not both > 0:
             return both  # 0 or NaN
         variance = max(both - self.twice, self.first, self.second)
-        freedom = max(2 * both**2 / self.doubt, 1.0)
+        freedom = max(2 * variance**2 / self.doubt, 1.0)
         return math.sqrt(variance) * float(stdtrit(freedom, _UPPER)) / NORMAL
 
 
