@@ -138,7 +138,7 @@ def _means(blocks: list[Block], turns: Sequence[Sequence[str]], *, adam: bool) -
 def _memory(extractor: Extractor, blocks: list[Block], batch_tokens: int) -> int:
     """Weights, two gradients of the largest block, inputs and outputs of the blocks for one batch."""
     weights = sum(p.numel() * p.element_size() for p in extractor.model.parameters())
-    kept = sum(b.shape[0] + b.shape[1] for b in blocks) * batch_tokens * _FLOAT
+    kept = sum(sum(b.shape[-2:]) for b in blocks) * batch_tokens * _FLOAT
     work = 2 * max(math.prod(b.shape) for b in blocks) * _FLOAT
     return weights + 2 * kept + work
 
