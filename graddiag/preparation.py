@@ -62,6 +62,7 @@ class Prepared:
     model: str
     notes: tuple[str, ...]
     reference: tuple[Encoded, ...] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     def name(self, role: str) -> str:
         """The name of the set in a role."""
@@ -106,7 +107,7 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
     reference: tuple[Encoded, ...] = ()
     if how.get("projection") == "lowrank" and not isinstance(known, Bases):
         reference = _first_rows(saved, encoded) if known is None else encoded_set(known).rows
-    prepared = Prepared(saved, encoded, extractor, name, tuple(notes), reference)
+    prepared = Prepared(saved, encoded, extractor, name, tuple(notes), reference, tokenizer)
     if not reference:
         _check_saved(prepared, extractor)
     return prepared
