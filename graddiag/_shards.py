@@ -15,6 +15,7 @@ from graddiag.signals import AdamStep, PairProducts, Provenance, Reference, Sign
 
 _SCALARS = {"loss": np.float64, "n_tokens": np.int64, "length": np.int64, "n_cut": np.int64, "finite": np.bool_}
 _TEXTS = ("ids", "clusters", "digests")
+_PAIR_IDS = ("left_ids", "right_ids")
 _BY_BLOCK = ("gradients", "norms", "reference_dot", "adam_dot", "adam_norm", "adam_step_norm")
 
 
@@ -37,7 +38,9 @@ def pack(table: Signals | PairProducts) -> tuple[dict[str, np.ndarray], dict[str
     """The arrays and the plain columns of a table."""
     if isinstance(table, PairProducts):
         both = {"inner": table.inner, "difference_norm": table.difference_norm}
-        return {f"{k}/{b}": v for k, t in both.items() for b, v in t.items()}, {"ids": list(table.ids)}
+        return {f"{k}/{b}": v for k, t in both.items() for b, v in t.items()}, {
+            k: list(getattr(table, k)) for k in _PAIR_IDS
+        }
     by_block: dict[str, Mapping[str, np.ndarray]] = {name: getattr(table, name) for name in _BY_BLOCK}
     arrays = {f"{name}/{b}": np.ascontiguousarray(v) for name, of in by_block.items() for b, v in of.items()}
     arrays["token_loss"] = np.concatenate([np.zeros(0), *table.token_loss])
@@ -71,8 +74,9 @@ def read_shard(stem: Path, of: Identity) -> Signals:
 
 def read_pairs_shard(stem: Path) -> PairProducts:
     """One shard of exact products of pairs. Raises DataError where it is broken."""
-    arrays = _checked(stem)
-    return PairProducts(tuple(read_columns(stem)["ids"]), _group(arrays, "inner"), _group(arrays, "difference_norm"))
+    arrays, columns = _checked(stem), read_columns(stem)
+    left_ids, right_ids = (tuple(columns[k]) for k in _PAIR_IDS)
+    return PairProducts(left_ids, right_ids, _group(arrays, "inner"), _group(arrays, "difference_norm"))
 
 
 def read_columns(stem: Path) -> dict[str, Sequence[str]]:

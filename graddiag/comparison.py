@@ -67,7 +67,8 @@ class Comparison:
     def _products_in_order(self, ids: list[str]) -> PairProducts | None:
         if self.products is None:
             return None
-        where = {i: k for k, i in enumerate(self.products.ids)}
+        both = zip(self.products.left_ids, self.products.right_ids, strict=True)
+        where = {a: k for k, (a, b) in enumerate(both) if a == b}
         missing = [i for i in ids if i not in where]
         if missing:
             raise DataError(

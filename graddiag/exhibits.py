@@ -38,7 +38,7 @@ def exhibits(
     sides = (visible(loss_gap.left_name), visible(loss_gap.right_name))
     out = [_loss_gap(loss_gap, *sides), _matrix(matrix, audit), _conflict(conflict)]
     if framing.safety_name is not None:
-        out.append(_framing(framing, audit, *sides))
+        out.append(_framing(framing, *sides))
     if alignment is not None:
         out.append(_alignment(alignment))
     return tuple(out)
@@ -76,17 +76,16 @@ def _conflict(result: Conflict) -> Exhibit:
     return Exhibit("conflict", "Gradient conflict by layer", reading, result, layer_table("conflict", by_block))
 
 
-def _framing(result: Framing, audit: Audit, left: str, right: str) -> Exhibit:
+def _framing(result: Framing, left: str, right: str) -> Exhibit:
     reading = (
         f"The framing gradient is what {left} adds to the gradient of the same answer under {right}; below 0 it points "
         "against the mean safety gradient. Intervals are given this safety set."
     )
-    errors = [e for e in audit.blocks.values() if e > 0]
+    errors = [e for s in result.blocks.values() if (e := s.projection_se.get("safety_cosine", 0.0)) > 0]
     if errors:
         reading += (
-            " Projected: where it can be checked, a cosine in one block is off by about "
-            f"{median(errors):.2f} (median over "
-            "blocks), which the intervals do not hold; single blocks prove nothing."
+            f" Projected: by its projection alone, a cosine in one block has a standard error of {median(errors):.2f} "
+            "(median over blocks), which the intervals do not hold; single blocks prove nothing."
         )
     by_block = {block: scope.safety_cosine for block, scope in result.blocks.items()}
     return Exhibit("framing", "Framing gradient and safety by layer", reading, result, layer_table("framing", by_block))

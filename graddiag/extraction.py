@@ -272,7 +272,8 @@ def stream(
         for s, one in enumerate(job.sets):
             index = [k for k, i in enumerate(batch) if job.side[i] == s]
             tables.append(measured.table(index, rows, extractor.space, extractor.provenance(one.name)))
-        yield Chunk(tuple(tables), measured.pairs([job.rows[i].id for i in firsts]))
+        left_ids, right_ids = ([job.rows[i].id for i in side] for side in (firsts, [partner[i] for i in firsts]))
+        yield Chunk(tuple(tables), measured.pairs(left_ids, right_ids))
         if progress:
             progress.advance(sum(len(r.tokens) for r in rows))
 

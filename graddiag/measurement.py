@@ -80,7 +80,7 @@ def measure(
     return whole, mean.known(whole.tables[0]) if mean else None
 
 
-_NO_PAIRS = PairProducts((), {}, {})
+_NO_PAIRS = PairProducts((), (), {}, {})
 
 
 def _checked(extractor: Extractor, job: Job, chunks: Iterator[Chunk]) -> Iterator[Chunk]:

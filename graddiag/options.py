@@ -71,8 +71,17 @@ ROWS = together(
 MEASURE = together(
     BLOCKS,
     TARGET,
-    option("--projection", default="logra", help="exact, logra, sjlt, dense or lowrank (see the README)."),
-    option("--dim", default=256, help="Numbers per row and block; a square for two-sided kinds."),
+    option(
+        "--projection",
+        default=None,
+        help="exact, logra, sjlt, dense or lowrank (see the README).  [default: compare chooses; else logra]",
+    ),
+    option(
+        "--dim",
+        default=None,
+        type=int,
+        help="Numbers per row and block; a square for two-sided kinds.  [default: compare chooses; else 256]",
+    ),
     option(
         "--reference",
         default=None,

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
 from torch.optim import Optimizer
 
 from graddiag.data import Source
+from graddiag.encoding import match_targets
 from graddiag.errors import UsageError
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, check_safety_given, state_for
 from graddiag.files import disk_named, write_json
+from graddiag.pilot import Choice, choose, kept_choice
 from graddiag.planning import Plan, plan
-from graddiag.preparation import NOTES_FILE, How, Input, prepare, settle
-from graddiag.reporting import Analysis, Result, conclude, engine_notes, save_run
+from graddiag.preparation import NOTES_FILE, How, Input, Prepared, chosen_by_user, prepare, settle
+from graddiag.projection import make_projector
+from graddiag.reporting import AUDIT, Analysis, Result, conclude, engine_notes, save_run
 from graddiag.running import Run, turns_for
 from graddiag.signals import Signals
+from graddiag.strangers import measure_strangers
 
 PAIRS = ("exact", "projected")
 
@@ -47,9 +52,10 @@ def compare(
 
     A set is a built-in name, a file, a hub id, a folder of saved signals, rows, or a table that was extracted before.
     `how` (see `How`) says with which model and blocks: `model`, `tokenizer`, `blocks`, `target`, `projection`, `dim`,
-    `limit`, `max_length`, `cluster`, `dtype`, `device`, `seed` and so on. The same call again continues an
-    interrupted run. With `token_scores`, the saved signals of all sets but safety have their product with the mean
-    safety gradient by position. With an `optimizer` (live, or where its state is saved: a file, or a Trainer's
+    `limit`, `max_length`, `cluster`, `dtype`, `device`, `seed` and so on. Where neither `projection` nor `dim` is given
+    and no set is saved signals, a pilot chooses them (`pilot.choose`). The same call again continues an interrupted
+    run, with the same choice. With `token_scores`, the saved signals of all sets but safety have their product with the
+    mean safety gradient by position. With an `optimizer` (live, or where its state is saved: a file, or a Trainer's
     checkpoint folder), alignment is also that of what each row adds to Adam's next step. Where the mean safety gradient
     needs more than `mean_memory` bytes (default: half of what is free), blocks take turns, see `running.Run`.
 
@@ -61,8 +67,11 @@ def compare(
     prepared = prepare(_roles(left, right, safety, controls), **how)
     names = (prepared.name("left"), prepared.name("right"), prepared.model)
     folder = Path(out) if out else default_out(*names)
-    tables, products = dict(prepared.saved), None
+    tables, products, strangers = dict(prepared.saved), None, None
     engine: tuple[str, ...] = ()
+    choice = None
+    if _leaves_the_choice(prepared, how):
+        prepared, choice = _chosen(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite, quiet=quiet)
     extractor = settle(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite)
     if extractor:
         has_safety = "safety" in prepared.encoded
@@ -73,18 +82,25 @@ def compare(
         measured = run.all(prepared.encoded, exact_pairs=pairs == "exact")
         tables |= measured.tables
         products = measured.products
+        if extractor.space.projection != "exact" and {"left", "right"} <= prepared.encoded.keys():
+            sides = [prepared.encoded[side] for side in ("left", "right")]
+            left_set, right_set = match_targets(*sides) if pairs == "exact" else sides
+            strangers = measure_strangers(
+                extractor, left_set, right_set, folder / AUDIT, batch_tokens=batch_tokens, overwrite=overwrite
+            )
         engine = tuple(dict.fromkeys((*extractor.notes, *(() if overwrite else engine_notes(folder)))))
     kept = Analysis(
         center=center,
         seed=how.get("seed", 0),
         controls=tuple(controls or {}),
-        notes=tuple(dict.fromkeys(prepared.notes)),
+        notes=tuple(dict.fromkeys((*prepared.notes, *([choice.note] if choice and choice.note else [])))),
         engine=engine,
         command=command,
         exact_pairs=products is not None,
+        strangers=strangers is not None,
     )
     save_run(folder, tables, list(prepared.saved), kept, overwrite=overwrite)
-    return conclude(tables, products, kept, folder, figures=figures)
+    return conclude(tables, products, kept, folder, strangers=strangers, figures=figures)
 
 
 @dataclass(frozen=True)
@@ -150,11 +166,37 @@ def plan_compare(
     prepared = prepare(_roles(left, right, safety, controls), **how)
     if prepared.extractor is None:
         raise UsageError("All sets are saved signals already: there is nothing to measure, so nothing to plan.")
+    choice = None
+    if _leaves_the_choice(prepared, how):
+        prepared, choice = _chosen(prepared, None, batch_tokens=batch_tokens)
+    assert prepared.extractor is not None
     measured, adam = "safety" in prepared.encoded, optimizer is not None
     check_safety_given(measured, token_scores=token_scores, optimizer=adam)
     turns = turns_for(prepared.extractor, None, mean_memory, safety=measured, optimizer=adam)
     exact = pairs == "exact"
-    return plan(prepared.extractor, prepared.encoded, turns, batch_tokens=batch_tokens, exact_pairs=exact, adam=adam)
+    cost = plan(prepared.extractor, prepared.encoded, turns, batch_tokens=batch_tokens, exact_pairs=exact, adam=adam)
+    return replace(cost, projection=choice.sentence, note=choice.note) if choice else cost
+
+
+def _leaves_the_choice(prepared: Prepared, how: How) -> bool:
+    """Whether a pilot is to choose the projection: nobody says which, and no saved table has one."""
+    return prepared.extractor is not None and not prepared.saved and not chosen_by_user(how)
+
+
+def _chosen(
+    prepared: Prepared, folder: Path | None, *, batch_tokens: int, overwrite: bool = False, quiet: bool = True
+) -> tuple[Prepared, Choice]:
+    """The same sets, to be measured with the projection that the pilot chose, and that choice; kept in `folder`."""
+    extractor, encoded = prepared.extractor, prepared.encoded
+    assert extractor is not None
+    if folder is None:
+        choice = choose(extractor, encoded, batch_tokens=batch_tokens)
+    else:
+        choice = kept_choice(folder, extractor, encoded, batch_tokens=batch_tokens, overwrite=overwrite)
+    if not quiet:
+        print(choice.sentence, file=sys.stderr)
+    projector = make_projector(choice.kind, choice.dim, extractor.space.seed)
+    return replace(prepared, extractor=extractor.with_projector(projector)), choice
 
 
 def default_out(*names: str) -> Path:

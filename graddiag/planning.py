@@ -33,13 +33,16 @@ class Plan:
     seconds: float
     free_memory: int
     turns: int
+    dim: int
+    projection: str
+    note: str = ""
 
     def summary(self) -> dict[str, float]:
         """Flat keys: `plan/rows:ROLE`, `plan/tokens:ROLE`, bytes and seconds."""
         flat: dict[str, float] = {f"plan/rows:{k}": v for k, v in self.rows.items()}
         flat |= {f"plan/tokens:{k}": v for k, v in self.tokens.items()}
         flat |= {f"plan/target_tokens:{k}": v for k, v in self.targets.items()}
-        rest = ("blocks", "parameters", "memory", "disk", "tokens_per_second", "seconds", "free_memory", "turns")
+        rest = ("blocks", "parameters", "memory", "disk", "tokens_per_second", "seconds", "free_memory", "turns", "dim")
         return flat | {f"plan/{k}": getattr(self, k) for k in rest}
 
     def lines(self) -> list[str]:
@@ -55,6 +58,7 @@ class Plan:
         return [
             *sets,
             f"{self.blocks} blocks of {self.parameters:,} parameters{in_turns}",
+            f"rows    {self.projection}{'. ' if self.note else ''}{self.note}",
             f"memory  about {_bytes(self.memory)} ({_bytes(self.free_memory)} free).{enough}",
             f"disk    about {_bytes(self.disk)}",
             f"time    about {clock(self.seconds)}, at {self.tokens_per_second:,.0f} tokens/s measured on a few rows",
@@ -98,6 +102,8 @@ def plan(
         seconds=len(turns) * sum(tokens.values()) / rate,
         free_memory=psutil.virtual_memory().available,
         turns=len(turns),
+        dim=extractor.projector.dim,
+        projection=f"{extractor.projector.kind}, {extractor.projector.dim} numbers per row and block",
     )
 
 

@@ -22,6 +22,7 @@ from graddiag.signals import Signals, check_same_space
 from graddiag.store import is_store, read_signals
 
 Input = Source | Signals
+KIND, DIM = "logra", 256  # where nobody says otherwise and nothing is chosen
 NOTES_FILE = "notes.json"
 _CLUSTERED = ("left", "right", "set")  # the option `cluster` speaks of their columns and row numbers
 Model = PreTrainedModel | str | Path
@@ -38,8 +39,8 @@ class How(TypedDict, total=False):
     device: str | None
     blocks: Sequence[str] | None
     target: str
-    projection: str
-    dim: int
+    projection: str | None  # None in `compare`: chosen by a pilot, see `settle`; elsewhere logra
+    dim: int | None  # None: likewise; with another projection, or elsewhere, 256
     seed: int
     reference: Given  # of the projection `lowrank`: a set, the folder of a run, or bases
     limit: int | None
@@ -92,6 +93,9 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
     notes += [n for role in saved for n in _saved_notes(sources[role])]
     if not sets:
         return Prepared(saved, {}, None, name, tuple(notes))
+    if saved and not chosen_by_user(how):
+        space = next(iter(saved.values())).space
+        how = {**how, "projection": space.projection, "dim": space.dim}
     model, tokenizer = _loaded(**how)
     target = how.get("target", "answer")
     known = read_reference(how.get("reference"), limit=limit)
@@ -111,6 +115,15 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
     if not reference:
         _check_saved(prepared, extractor)
     return prepared
+
+
+def chosen_by_user(how: How) -> bool:
+    """Whether the user says which projection it is to be."""
+    return how.get("projection") is not None or how.get("dim") is not None
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def settle(prepared: Prepared, folder: Path, *, batch_tokens: int, overwrite: bool = False) -> Extractor | None:
@@ -134,7 +147,7 @@ def _extractor(
     name: str,
     how: How,
 ) -> Extractor:
-    kind, dim, seed = how.get("projection", "logra"), how.get("dim", 256), how.get("seed", 0)
+    kind, dim, seed = how.get("projection") or KIND, _or(how.get("dim"), DIM), how.get("seed", 0)
     bases = known if isinstance(known, Bases) else None
     return ready(
         model,

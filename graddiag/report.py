@@ -19,7 +19,7 @@ from graddiag.exhibits import Exhibit, exhibits
 from graddiag.files import write_atomically
 from graddiag.page import Page, render_page
 from graddiag.plotting import plot, render
-from graddiag.rules import Setting
+from graddiag.rules import PROJECTION_SE, Setting
 from graddiag.signals import Provenance, Signals
 from graddiag.tables import Table, block_table, pair_table, row_table, summary_table, to_csv
 from graddiag.text import visible
@@ -34,6 +34,7 @@ ALIGNMENT_KEYS = (  # there also where no safety set, or no optimizer, is given,
     *(f"{form}/{side}{end}" for form in _FORMS for side in ("left", "right", "difference") for end in _ENDS),
     *(f"{form}/difference/p" for form in _FORMS),
     "alignment_adam/momentum",
+    *(f"alignment/{side}/{PROJECTION_SE}" for side in ("left", "right", "difference")),
 )
 
 
@@ -73,7 +74,8 @@ class Findings:
     def _alignment_keys(self) -> tuple[str, ...]:
         """All that a run with a safety set, these controls and an optimizer has."""
         controls = [f"{form}/control:{name}{end}" for form in _FORMS for name in self.controls for end in _ENDS]
-        return (*ALIGNMENT_KEYS, *controls)
+        errors = [f"alignment/control:{name}/{PROJECTION_SE}" for name in self.controls]
+        return (*ALIGNMENT_KEYS, *controls, *errors)
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
         """The same keys per block, in model order, where they make sense."""

@@ -24,6 +24,7 @@ from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
 
 RUN_FILE = "run.json"
+AUDIT = "audit"  # the store of a run with exact products of rows that are no partners
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Analysis:
     engine: tuple[str, ...] = ()
     command: str = ""
     exact_pairs: bool = False
+    strangers: bool = False
 
 
 def report(run: str | Path, *, figures: bool = True) -> Result:
@@ -69,7 +71,8 @@ def report(run: str | Path, *, figures: bool = True) -> Result:
     tables = {role: read_signals(folder / role) for role in roles}
     analysis = Analysis(**kept | {k: tuple(kept[k]) for k in ("controls", "notes", "engine")})
     products = read_pairs(folder / "pairs") if analysis.exact_pairs else None
-    return conclude(tables, products, analysis, folder, figures=figures)
+    strangers = read_pairs(folder / AUDIT) if analysis.strangers else None
+    return conclude(tables, products, analysis, folder, strangers=strangers, figures=figures)
 
 
 def conclude(
@@ -78,9 +81,13 @@ def conclude(
     analysis: Analysis,
     folder: Path,
     *,
+    strangers: PairProducts | None = None,
     figures: bool,
 ) -> Result:
-    """Every analysis that the tables allow, and the report. Roles: left, right, safety, control-NAME."""
+    """Every analysis that the tables allow, and the report. Roles: left, right, safety, control-NAME.
+
+    `products` are exact ones of pairs, `strangers` of rows that are no partners.
+    """
     comparison = Comparison(tables["left"], tables["right"], products)
     safety = tables.get("safety")
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
@@ -94,7 +101,7 @@ def conclude(
         conflict=conflict(comparison, center=analysis.center, seed=analysis.seed),
         framing=framing(comparison, safety, seed=analysis.seed),
         alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
-        audit=audit(comparison, safety, controls),
+        audit=audit(comparison, safety, controls, strangers=strangers),
         alignment_adam=adam,
         matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),
         command=analysis.command,

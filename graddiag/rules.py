@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from graddiag.statistics import smallest_p
+from graddiag.statistics import NORMAL, smallest_p
 
 ALPHA = 0.05  # two-sided; the convention of the field
 SMALL_EFFECT = 0.2  # |d_z|: below Cohen's "small"
@@ -16,6 +16,7 @@ LARGE_ERROR = 0.02  # cosine; a projection this coarse hides effects of the size
 
 Scale = Literal["cosine", "paired", "contrast", "difference", "length"]
 ENDS = ("low", "high", "p")
+PROJECTION_SE = "projection_se"  # under `KEY/projection_se`: the standard error of KEY by its projection
 _STEMS = {"loss_gap/mean": "loss_gap", "conflict/paired_cosine": "conflict", "framing/consistency": "framing"}
 
 
@@ -47,9 +48,11 @@ class Setting:
 class Evidence:
     """One number with all that decides its word; NaN is undefined.
 
-    `error` is the projection's error where the number is projected, else 0; `strangers` the mean cosine of non-partners
-    of one cluster, for paired cosines; `forced` says that centring pushes the number below 0. A "contrast" is the
-    cosine of a difference between the sides. A "length" is never negative and has a p but no interval.
+    `error` is how far the projection may have moved the number, 0 where it is exact: 1.96 of its own standard errors
+    where they are known, else projection/error. `strangers` is the mean cosine of non-partners of one cluster, for
+    paired cosines, and `strangers_error` the same of it. `forced` says that centring pushes the number below 0. A
+    "contrast" is the cosine of a difference between the sides. A "length" is never negative and has a p but no
+    interval.
     """
 
     scale: Scale
@@ -61,6 +64,7 @@ class Evidence:
     strangers: float = math.nan
     confounded: bool = False
     forced: bool = False
+    strangers_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ RULES = (
     ),
     Rule(
         "no difference found",
-        "the interval of a projected number is within projection/error of 0",
+        f"the interval of a projected number is within {NORMAL} of its KEY/{PROJECTION_SE} of 0 "
+        "(of projection/error where that is unknown)",
         "the projection's own error could have made it",
         lambda e: e.low - e.error <= 0 <= e.high + e.error,
         "within the projection's error",
@@ -119,7 +124,12 @@ RULES = (
         f"a paired cosine's interval is below 0, partners permuted within clusters give p < {ALPHA}, "
         "and non-partners of a cluster are less opposed",
         "the two members of a pair pull the weights in opposite directions, and it is the pairing that does it",
-        lambda e: e.scale == "paired" and e.high < 0 and e.p < ALPHA and e.value < e.strangers - e.error,
+        lambda e: (
+            e.scale == "paired"
+            and e.high < 0
+            and e.p < ALPHA
+            and e.value < e.strangers - math.hypot(e.error, e.strangers_error)
+        ),
     ),
     Rule(
         "opposed",
@@ -206,8 +216,8 @@ LIMITS = (
     ),
     Limit(
         f"projection/error above {LARGE_ERROR}",
-        f"Projected cosines are off by about {{facts.error:.3f}} (more than {LARGE_ERROR}): "
-        "a larger --dim or --projection exact would sharpen them.",
+        f"Single projected cosines are off by about {{facts.error:.3f}} (more than {LARGE_ERROR}); what that does to a "
+        f"mean is in its KEY/{PROJECTION_SE}. A larger --dim or --projection exact would sharpen them.",
         lambda f: f.error > LARGE_ERROR,
     ),
     Limit(

@@ -89,18 +89,23 @@ class AdamStep:
 
 @dataclass(frozen=True)
 class PairProducts:
-    """Exact products of the two members of a pair, per block: `<g_left, g_right>` and `||g_left - g_right||`, each
-    [n]."""
+    """Exact products of pairs of a left and a right row, named by their ids, per block: `<g_left, g_right>` and
+    `||g_left - g_right||`, each [n]."""
 
-    ids: tuple[str, ...]
+    left_ids: tuple[str, ...]
+    right_ids: tuple[str, ...]
     inner: Mapping[str, Float[np.ndarray, " n"]]
     difference_norm: Mapping[str, Float[np.ndarray, " n"]]
+
+    def __len__(self) -> int:
+        return len(self.left_ids)
 
     def take(self, index: Sequence[int] | Int[np.ndarray, " m"]) -> PairProducts:
         """The chosen pairs, in the order asked for."""
         at = np.asarray(index, dtype=np.int64)
         return PairProducts(
-            tuple(self.ids[i] for i in at),
+            tuple(self.left_ids[i] for i in at),
+            tuple(self.right_ids[i] for i in at),
             {b: v[at] for b, v in self.inner.items()},
             {b: v[at] for b, v in self.difference_norm.items()},
         )
@@ -110,7 +115,8 @@ class PairProducts:
         """The parts one after the other."""
         blocks = parts[0].inner.keys()
         return PairProducts(
-            tuple(i for p in parts for i in p.ids),
+            tuple(i for p in parts for i in p.left_ids),
+            tuple(i for p in parts for i in p.right_ids),
             {b: np.concatenate([p.inner[b] for p in parts]) for b in blocks},
             {b: np.concatenate([p.difference_norm[b] for p in parts]) for b in blocks},
         )

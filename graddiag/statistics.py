@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 
 LEVEL = 0.95  # of every interval
+NORMAL = 1.96  # standard errors on each side of a number that such an interval has
 COSINE = (-1.0, 1.0)  # the range of a cosine
 EXHAUSTIVE = (
     14  # clusters up to which all sign patterns are tried: 2^13 patterns and their mirror images take milliseconds

@@ -16,7 +16,7 @@ from graddiag.errors import DataError
 from graddiag.files import Json, check_sums, disk_named, read_json, write_atomically, write_json
 from graddiag.signals import AdamStep, Block, PairProducts, Provenance, Reference, Signals, Space
 
-SCHEMA = 1
+SCHEMA = 2  # 2: pairs name both members
 MANIFEST = "manifest.json"
 
 
@@ -82,7 +82,7 @@ def commit(number: int, tables: Mapping[Path, Signals | PairProducts]) -> None:
                 f"{stem}.parquet": lambda p, c=columns: pq.write_table(pa.table(c), p),
             }
             sums = {name: write_atomically(path / name, write) for name, write in files.items()}
-        sidecars[path / f"{stem}.json"] = {"rows": len(table.ids), "sha256": sums}
+        sidecars[path / f"{stem}.json"] = {"rows": len(table), "sha256": sums}
     for sidecar, content in sidecars.items():
         with disk_named(sidecar.parent):
             write_json(sidecar, content)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from graddiag.analyzers import AdamAlignment, Alignment, Conflict, CosineMatrix, LossGap
 from graddiag.comparison import Comparison
 from graddiag.layers import place
-from graddiag.rules import ENDS, stem_of
+from graddiag.rules import ENDS, PROJECTION_SE, stem_of
 from graddiag.signals import Signals
 from graddiag.statistics import Estimate
 
@@ -113,9 +113,16 @@ def block_table(blocks: Mapping[str, Mapping[str, float | None]]) -> Table:
 
 def summary_table(summary: Mapping[str, float | None], kinds: Mapping[str, str]) -> Table:
     """One line per number: its interval and p (own keys in report.json), its unit, and what it was computed from."""
-    main = [key for key in summary if key.rpartition("/")[2] not in ENDS]
-    lines = [(k, summary[k], *(summary.get(f"{stem_of(k)}/{e}") for e in ENDS), unit(k), kinds.get(k)) for k in main]
-    return Table("summary", ("key", "value", *ENDS, "unit", "computed from"), tuple(lines))
+    main = [key for key in summary if key.rpartition("/")[2] not in (*ENDS, PROJECTION_SE)]
+    lines = [
+        (
+            *(k, summary[k], *(summary.get(f"{stem_of(k)}/{e}") for e in ENDS)),
+            *(summary.get(f"{k}/{PROJECTION_SE}"), unit(k), kinds.get(k)),
+        )
+        for k in main
+    ]
+    header = ("key", "value", *ENDS, "standard error by the projection", "unit", "computed from")
+    return Table("summary", header, tuple(lines))
 
 
 def unit(key: str) -> str:

@@ -74,10 +74,12 @@ def side_by_side(parts: Sequence[Signals]) -> Signals:
 
 def products_side_by_side(parts: Sequence[PairProducts]) -> PairProducts:
     """Exact products of the same pairs in all blocks."""
-    whole = parts[0].ids
-    where = [{i: k for k, i in enumerate(p.ids)} for p in parts]
-    same_order = [p.take([at[i] for i in whole]) for p, at in zip(parts, where, strict=True)]
-    return PairProducts(whole, _union(p.inner for p in same_order), _union(p.difference_norm for p in same_order))
+    first = parts[0]
+    pairs = list(zip(first.left_ids, first.right_ids, strict=True))
+    where = [{p: k for k, p in enumerate(zip(part.left_ids, part.right_ids, strict=True))} for part in parts]
+    same_order = [part.take([at[p] for p in pairs]) for part, at in zip(parts, where, strict=True)]
+    inner, difference = _union(p.inner for p in same_order), _union(p.difference_norm for p in same_order)
+    return PairProducts(first.left_ids, first.right_ids, inner, difference)
 
 
 def _union(parts: Iterable[Mapping[str, V]]) -> dict[str, V]:

@@ -6,7 +6,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graddiag.rules import ENDS, LIMITS, SMALL_EFFECT, Evidence, Facts, Scale, Setting, judge, stem_of
+from graddiag.rules import (
+    ENDS,
+    LIMITS,
+    PROJECTION_SE,
+    SMALL_EFFECT,
+    Evidence,
+    Facts,
+    Scale,
+    Setting,
+    judge,
+    stem_of,
+)
+from graddiag.statistics import NORMAL
 from graddiag.text import interval, number, visible
 
 MOST_LINES = 15  # what fits a terminal beside the warnings
@@ -55,33 +67,41 @@ class _Reader:
         negative = self.number("conflict/negative_fraction")
         n = self.number("pairs/n")
         share = "" if math.isnan(negative) else f"; {negative * n:.0f} of {n:.0f} pairs below 0"
-        others = f"non-partners of a cluster {number(evidence.strangers)}{share}"
-        numbers = f"{_interval(evidence)}, {_p(evidence)}; {others}"
+        strangers = f"{number(evidence.strangers)}{self.projected('conflict/same_cluster')}"
+        others = f"non-partners of a cluster {strangers}{share}"
+        projected = self.projected("conflict/paired_cosine")
+        numbers = f"{_interval(evidence)}{projected}, {_p(evidence)}; {others}"
         return _line("Cosine of a pair's gradients", evidence, numbers)
 
     def means(self) -> str:
         key = "conflict/mean_gradient_cosine"
         evidence = self.evidence("cosine", f"{key}_corrected")
-        numbers = f"{number(self.number(key))}, corrected for noise {_interval(evidence)}"
+        numbers = (
+            f"{number(self.number(key))}, corrected for noise {_interval(evidence)}{self.projected(f'{key}_corrected')}"
+        )
         return _line("Cosine of the mean gradients", evidence, numbers)
 
     def framing(self) -> str:
         evidence = self.evidence("length", "framing/consistency")
         chance = self.number("framing/consistency_null")
-        numbers = f"consistency {evidence.value:.2f}, under sign flips {chance:.2f}, {_p(evidence)}"
+        value = f"{evidence.value:.2f}{self.projected('framing/consistency')}"
+        numbers = f"consistency {value}, under sign flips {chance:.2f}, {_p(evidence)}"
         return _line("Mean framing gradient (left minus right)", evidence, numbers)
 
     def framing_and_safety(self) -> str:
         evidence = self.evidence("contrast", "framing/safety_cosine")
-        return _line("Framing gradient with safety", evidence, f"{_interval(evidence)}, given this safety set")
+        numbers = f"{_interval(evidence)}{self.projected('framing/safety_cosine')}, given this safety set"
+        return _line("Framing gradient with safety", evidence, numbers)
 
     def side(self, side: str) -> str:
         evidence = self.evidence("cosine", f"alignment/{side}")
-        return _line(f"Cosine of {self.name(side)} with safety", evidence, _interval(evidence))
+        numbers = f"{_interval(evidence)}{self.projected(f'alignment/{side}')}"
+        return _line(f"Cosine of {self.name(side)} with safety", evidence, numbers)
 
     def alignment_difference(self) -> str:
         evidence = self.evidence("difference", "alignment/difference")
-        return _line("Left minus right in that cosine", evidence, f"{_interval(evidence)}, {_p(evidence)}")
+        numbers = f"{_interval(evidence)}{self.projected('alignment/difference')}, {_p(evidence)}"
+        return _line("Left minus right in that cosine", evidence, numbers)
 
     def adam(self) -> str:
         """All of the Adam form in one line."""
@@ -134,19 +154,31 @@ class _Reader:
     def evidence(self, scale: Scale, key: str) -> Evidence:
         """The number under `key` with its interval and p, and what the setting says about it."""
         low, high, p = (self.number(f"{stem_of(key)}/{end}") for end in ENDS)
-        projected = self.setting.kinds.get(key) == "projected"
-        error = self.number("projection/error")
         return Evidence(
             scale,
             self.number(key),
             low,
             high,
             p,
-            error=error if projected and not math.isnan(error) else 0.0,
+            error=self.error(key),
             strangers=self.number("conflict/same_cluster") if scale == "paired" else math.nan,
             confounded=self._is_confounded(key),
             forced=self.setting.centered and key.startswith("conflict/"),
+            strangers_error=self.error("conflict/same_cluster") if scale == "paired" else 0.0,
         )
+
+    def error(self, key: str) -> float:
+        """How far the projection may have moved a number: 0 where it is exact, or nothing is known about it."""
+        if self.setting.kinds.get(key) != "projected":
+            return 0.0
+        own, audited = NORMAL * self.number(f"{key}/{PROJECTION_SE}"), self.number("projection/error")
+        return next((e for e in (own, audited) if not math.isnan(e)), 0.0)
+
+    def projected(self, key: str) -> str:
+        """What stands behind a projected number: by how much the projection may have moved it."""
+        own = NORMAL * self.number(f"{key}/{PROJECTION_SE}")
+        known = self.setting.kinds.get(key) == "projected" and own > 0
+        return f" (projection: +-{number(own).lstrip('+')})" if known else ""
 
     def _is_confounded(self, key: str) -> bool:
         elsewhere = self.setting.other_model

@@ -13,6 +13,12 @@ from graddiag.signals import AdamStep, Block, PairProducts, Provenance, Referenc
 
 BLOCKS = ("layers.0.mlp.down_proj.weight", "layers.1.mlp.down_proj.weight", "layers.1.self_attn.o_proj.weight")
 SIZE = 48  # parameters of a block
+PROJECTED = (  # numbers that have a standard error by the projection
+    *(f"conflict/{k}" for k in ("paired_cosine", "same_cluster", "within_left", "within_right", "across")),
+    *("conflict/mean_gradient_cosine", "conflict/mean_gradient_cosine_corrected"),
+    *("framing/consistency", "framing/safety_cosine"),
+    *(f"alignment/{k}" for k in ("left", "right", "difference", "control:benign")),
+)
 
 Full = dict[str, Float[np.ndarray, "n d"]]
 
@@ -36,7 +42,7 @@ class Table:
 def space_of(blocks: Sequence[str] = BLOCKS, *, size: int = SIZE, dim: int = 16, projection: str = "logra") -> Space:
     """A space whose blocks have `size` parameters each; "exact" keeps them all."""
     kept = size if projection == "exact" else dim
-    shapes = tuple(Block(b, (size // 2, 2)) for b in blocks)
+    shapes = tuple(Block(b, (size,)) for b in blocks)
     return Space("tokenizer", "template", "answer", 512, shapes, projection, kept, 0, "probe", "float64")
 
 
@@ -150,17 +156,18 @@ def random_pair(recipe: Recipe | None = None, *, seed: int = 0) -> tuple[Table, 
     return random_table(recipe, name="left", seed=2 * seed + 1), random_table(recipe, name="right", seed=2 * seed + 2)
 
 
-def products_of(left: Table, right: Table) -> PairProducts:
-    """Exact products of all rows that have a partner of the same id."""
+def products_of(left: Table, right: Table, pairs: Sequence[tuple[int, int]] | None = None) -> PairProducts:
+    """Exact products of the given rows, by default of all that have a partner of the same id."""
     at = {i: k for k, i in enumerate(right.signals.ids)}
-    pairs = [(k, at[i]) for k, i in enumerate(left.signals.ids) if i in at]
+    pairs = [(k, at[i]) for k, i in enumerate(left.signals.ids) if i in at] if pairs is None else pairs
     inner, difference = {}, {}
     for b in left.full:
         inner[b] = np.array([left.full[b][i] @ right.full[b][j] for i, j in pairs], dtype=np.float64)
         difference[b] = np.array(
             [np.linalg.norm(left.full[b][i] - right.full[b][j]) for i, j in pairs], dtype=np.float64
         )
-    return PairProducts(tuple(left.signals.ids[i] for i, _ in pairs), inner, difference)
+    ids = [tuple(t.signals.ids[p[k]] for p in pairs) for k, t in enumerate((left, right))]
+    return PairProducts(ids[0], ids[1], inner, difference)
 
 
 def compared(left: Table, right: Table, *, exact: bool = False) -> Comparison:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference_statistics as slow
-from tables import RECIPE, changed, compared, four_tables, random_pair, random_table
+from tables import RECIPE, changed, compared, four_tables, products_of, random_pair, random_table
 
 from graddiag.analyzers import alignment, audit, framing
 from graddiag.errors import DataError
@@ -81,6 +81,20 @@ def test_the_audit_is_the_error_of_the_projected_cosines() -> None:
     assert got.partners == pytest.approx(np.sqrt(np.mean(np.square(pairs))))
     assert got.safety == pytest.approx(np.sqrt(np.mean(np.square(rows))))
     assert got.error == max(got.partners, got.safety) > 0.01
+
+
+def test_the_audit_of_strangers_is_the_error_of_the_rows_that_were_multiplied_and_of_no_others() -> None:
+    tables = four_tables(exact=False)
+    left, right = tables["left"], tables["right"]
+    pairs = [(0, 4), (3, 2), (5, 9)]
+    left = changed(left, lambda s: replace(s, finite=np.arange(12) != 5))
+    got = audit(compared(left, right), strangers=products_of(left, right, pairs))
+    errors = [
+        slow.cos(left.projected()[i], right.projected()[j]) - slow.cos(left.whole()[i], right.whole()[j])
+        for i, j in pairs[:2]  # the left row of the third is not finite
+    ]
+    assert got.error == got.strangers == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    assert got.summary()["projection/error_partners"] is None
 
 
 def test_the_audit_takes_what_is_known_finds_nothing_in_exact_gradients_and_is_undefined_without() -> None:

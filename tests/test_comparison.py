@@ -27,7 +27,7 @@ def test_products_are_matched_by_id_after_a_filter():
     left, right = random_pair(Recipe(n=6))
     products = products_of(left, right)
     part = Comparison(left.signals.take([4, 1]), right.signals, products)
-    assert part.pairs.ids == ("row-4", "row-1")
+    assert part.pairs.left_ids == ("row-4", "row-1")
     with pytest.raises(DataError, match=r"missing for 1 of 2 pairs.*'row-1'"):
         Comparison(left.signals.take([4, 1]), right.signals, products.take([0, 4]))
 

@@ -133,7 +133,8 @@ def test_exact_products_replace_the_projected_ones_of_pairs_and_nothing_else() -
         assert getattr(exact.overall, name) == getattr(plain.overall, name)
     kinds = exact.kinds()
     assert {k for k, v in kinds.items() if v == "exact"} == {
-        *("conflict/paired_cosine", "conflict/low", "conflict/high", "conflict/negative_fraction")
+        *("conflict/paired_cosine", "conflict/low", "conflict/high", "conflict/negative_fraction"),
+        "conflict/paired_cosine/projection_se",
     }
 
 

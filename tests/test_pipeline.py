@@ -323,7 +323,7 @@ def test_blocks_that_take_turns_give_the_numbers_of_one_turn(tmp_path):
         assert turns.summary()[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
     assert report(tmp_path / "turns", figures=False).summary() == turns.summary()
     checked = verify_all(tmp_path / "turns")
-    assert len(checked) == 4 * 6 - 1, "five stores and means in each turn, five stores together"
+    assert len(checked) == 4 * 6, "five stores and means in each turn, five stores and the audit together"
     assert not any(checked.values())
 
 
@@ -374,7 +374,7 @@ def test_one_set_can_be_extracted_in_turns_and_a_plan_counts_them(tmp_path, tiny
 def test_every_saved_folder_of_a_run_verifies(tmp_path, tiny):
     run(tmp_path, tiny)
     checked = verify_all(tmp_path)
-    assert {p.name for p in checked} == {"left", "right", "pairs", "safety", "control-benign", "means"}
+    assert {p.name for p in checked} == {"left", "right", "pairs", "safety", "control-benign", "means", "audit"}
     assert not any(checked.values())
     shard = tmp_path / "safety" / "shard-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])

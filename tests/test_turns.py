@@ -102,11 +102,16 @@ def test_products_of_pairs_are_joined_by_id():
     whole = products_of(left, right)
     first, *others = left.signals.blocks
     parts = [
-        PairProducts(whole.ids, {b: whole.inner[b] for b in names}, {b: whole.difference_norm[b] for b in names})
+        PairProducts(
+            whole.left_ids,
+            whole.right_ids,
+            {b: whole.inner[b] for b in names},
+            {b: whole.difference_norm[b] for b in names},
+        )
         for names in ([first], others)
     ]
     joined = products_side_by_side([parts[0], parts[1].take([3, 1, 0, 2, 5, 4])])
-    assert joined.ids == whole.ids
+    assert joined.left_ids == whole.left_ids
     for block, inner in whole.inner.items():
         assert np.array_equal(joined.inner[block], inner)
         assert np.array_equal(joined.difference_norm[block], whole.difference_norm[block])

@@ -101,6 +101,26 @@ def test_a_projected_cosine_within_the_projection_error_claims_nothing() -> None
     assert "opposed" not in line, "a difference below 0 does not make either side opposed"
 
 
+def test_a_projected_number_is_judged_by_its_own_standard_error_and_shows_it() -> None:
+    key = "framing/safety_cosine"
+    projected = replace(SETTING, kinds={key: "projected"})
+    near = _summary(projection__error=0.2) | _cosine(key, -0.04, 0.01)
+    sure = _line(verdict(near | {f"{key}/projection_se": 0.01}, projected), "Framing gradient with safety")
+    assert "difference (-0.040 [-0.050, -0.030] (projection: +-0.020)" in sure, "1.96 x 0.01 does not reach 0"
+    unsure = _line(verdict(near | {f"{key}/projection_se": 0.02}, projected), "Framing gradient with safety")
+    assert "within the projection's error" in unsure
+    unknown = _line(verdict(near | {f"{key}/projection_se": None}, projected), "Framing gradient with safety")
+    assert "within the projection's error" in unknown, "projection/error is used where the own error is unknown"
+
+
+def test_exact_partners_are_set_against_projected_strangers_with_the_strangers_error() -> None:
+    key = "conflict/same_cluster"
+    setting = replace(SETTING, kinds={"conflict/paired_cosine": "exact", key: "projected"})
+    near = _summary() | OPPOSED | {key: -0.25}
+    assert "conflict (" in _line(verdict(near | {f"{key}/projection_se": 0.01}, setting), "Cosine of a pair")
+    assert "opposed" in _line(verdict(near | {f"{key}/projection_se": 0.03}, setting), "Cosine of a pair")
+
+
 def test_a_side_is_set_against_its_control() -> None:
     against = _summary() | _cosine("alignment/left", -0.2) | _cosine("alignment/right", 0.21)
     lines = verdict(against, SETTING)
@@ -166,7 +186,7 @@ def test_centring_never_makes_a_conflict() -> None:
     [
         ({"pairs/clusters": 4}, SETTING, "Few clusters (4): sign flips give no p below 0.125"),
         ({"pairs/clusters": 8}, SETTING, "Few clusters (8): intervals and p are rough."),
-        ({"projection/error": 0.03}, SETTING, "Projected cosines are off by about 0.030"),
+        ({"projection/error": 0.03}, SETTING, "Single projected cosines are off by about 0.030"),
         ({"projection/error": None}, SETTING, "The error of the projected cosines is unknown"),
         ({}, replace(SETTING, controls=()), "No control: "),
         ({}, replace(SETTING, safety=None), "No safety set: "),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
 
+from graddiag.analyzers._alignment_error import AlignmentErrors, alignment_errors, no_errors
 from graddiag.analyzers._cosines import (
     RowCosines,
     check_safety,
@@ -16,6 +18,7 @@ from graddiag.analyzers._cosines import (
     mean_gradient,
     projected_with,
 )
+from graddiag.analyzers._projection_error import error_keys
 from graddiag.comparison import Comparison
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, Estimate, cluster_mean, false_discovery_q, mean_difference, optional
@@ -28,24 +31,31 @@ class AlignmentScope:
     """Mean cosines with the mean safety gradient, of one block or of all blocks as one vector.
 
     A negative cosine: to first order, one step on such a row raises the loss on safe answers. `difference` is left
-    minus right over pairs, its p that of sign flips of clusters. Intervals are given this safety set.
+    minus right over pairs, its p that of sign flips of clusters. Intervals are given this safety set. `projection_se`
+    has the standard error by the projection of each of them, NaN where they come from exact products.
     """
 
     left: Estimate
     right: Estimate
     difference: Estimate
     controls: Mapping[str, Estimate] = field(default_factory=dict)
+    projection_se: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Estimate]:
+        """The numbers by name: left, right, difference, control:NAME."""
+        parts = {"left": self.left, "right": self.right, "difference": self.difference}
+        return parts | {f"control:{name}": e for name, e in self.controls.items()}
 
     def keys(self, prefix: str) -> dict[str, float | None]:
         """The flat keys of this scope under a prefix; None where undefined."""
-        parts = {"left": self.left, "right": self.right, "difference": self.difference}
-        parts |= {f"control:{name}": e for name, e in self.controls.items()}
         out: dict[str, float | None] = {}
-        for name, e in parts.items():
+        for name, e in self.parts.items():
             out[f"{prefix}/{name}"] = optional(e.value)
             out[f"{prefix}/{name}/low"] = optional(e.low)
             out[f"{prefix}/{name}/high"] = optional(e.high)
-        return out | {f"{prefix}/difference/p": optional(self.difference.p)}
+        errors = error_keys({f"{prefix}/{name}": e for name, e in self.projection_se.items()})
+        return out | {f"{prefix}/difference/p": optional(self.difference.p)} | errors
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,11 @@ def alignment(
     tables = {"left": comparison.left, "right": comparison.right} | {f"control:{n}": t for n, t in controls.items()}
     known = all(knows_safety(t, safety) for t in tables.values())
     cosines = exact_cosines(tables) if known else projected_cosines(tables, safety)
-    exact = known or comparison.left.space.projection == "exact"
-    return aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed)
+    whole_space = comparison.left.space.projection == "exact"
+    measured = known and not whole_space
+    errors = no_errors(comparison, tables) if measured else alignment_errors(comparison, safety, tables, cosines)
+    exact = known or whole_space
+    return aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed, errors=errors)
 
 
 def aligned(
@@ -109,18 +122,23 @@ def aligned(
     prefix: str,
     exact: bool,
     seed: int,
+    errors: AlignmentErrors | None = None,
 ) -> Alignment:
-    """Means and differences of the rows' cosines, over all blocks and in each."""
-    blocks = comparison.left.blocks
+    """Means and differences of the rows' cosines, over all blocks and in each; `errors` are those by the projection."""
     whole = {name: c.whole for name, c in cosines.items()}
+    overall = _scope(comparison, tables, whole, seed)
+    blocks = {
+        b: _scope(comparison, tables, {n: c.blocks[b] for n, c in cosines.items()}, seed)
+        for b in comparison.left.blocks
+    }
     return Alignment(
         prefix=prefix,
         names={name: t.provenance.data for name, t in tables.items()},
         safety_name=safety.provenance.data,
         ids=tuple(comparison.left.ids[i] for i in comparison.left_index),
         exact=exact,
-        overall=_scope(comparison, tables, whole, seed),
-        blocks={b: _scope(comparison, tables, {n: c.blocks[b] for n, c in cosines.items()}, seed) for b in blocks},
+        overall=_with_errors(overall, errors.whole if errors else {}),
+        blocks={b: _with_errors(scope, errors.blocks[b] if errors else {}) for b, scope in blocks.items()},
         rows=whole,
         pair_difference=_difference(comparison, whole),
     )
@@ -144,6 +162,11 @@ def _scope(
     difference = mean_difference(_difference(comparison, values), comparison.clusters, bounds=DIFFERENCE, seed=seed)
     controls = {name.removeprefix("control:"): e for name, e in means.items() if name not in ("left", "right")}
     return AlignmentScope(means["left"], means["right"], difference, controls)
+
+
+def _with_errors(scope: AlignmentScope, errors: Mapping[str, float]) -> AlignmentScope:
+    kept = {n: errors[n] if math.isfinite(e.value) else math.nan for n, e in scope.parts.items() if n in errors}
+    return replace(scope, projection_se=kept)
 
 
 def _mean_by_cluster(table: Signals, values: Float[np.ndarray, " n"]) -> Estimate:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graddiag.analyzers._cosines import exact_pairs
+from graddiag.analyzers._conflict_error import ConflictInfluences
+from graddiag.analyzers._cosines import exact_pairs, rows64
 from graddiag.analyzers._gram import gram
+from graddiag.analyzers._projection_error import Spread, error_keys, layouts, spread
 from graddiag.analyzers._rows import Rows, centre, corrected_cosines, cosines_of, mean_gradient_cosine
 from graddiag.comparison import Comparison
+from graddiag.row_layout import RowLayout
 from graddiag.statistics import (
     COSINE,
     Estimate,
@@ -26,6 +29,16 @@ from graddiag.statistics import (
     share_negative,
 )
 
+KEYS = {  # of the numbers that have a projection error
+    "paired": "conflict/paired_cosine",
+    "same_cluster": "conflict/same_cluster",
+    "within_left": "conflict/within_left",
+    "within_right": "conflict/within_right",
+    "across": "conflict/across",
+    "mean_gradient_cosine": "conflict/mean_gradient_cosine",
+    "corrected": "conflict/mean_gradient_cosine_corrected",
+}
+
 
 @dataclass(frozen=True)
 class ConflictScope:
@@ -35,6 +48,7 @@ class ConflictScope:
     rows of one cluster on different sides that are no partners: what a paired cosine would be if only the cluster
     mattered. `within_*` are means over i != j of one side, `across` over all rows of different sides but partners.
     `mean_gradient_cosine` is that of the two mean gradients, `corrected` the same without the noise of the means.
+    `projection_se` has the standard error by the projection of each of them, under its name; NaN where it is exact.
     """
 
     paired: Estimate
@@ -45,6 +59,7 @@ class ConflictScope:
     across: float
     mean_gradient_cosine: float
     corrected: Estimate
+    projection_se: Mapping[str, float] = field(default_factory=dict)
 
     def keys(self) -> dict[str, float | None]:
         """The flat keys of this scope; None where undefined."""
@@ -63,7 +78,15 @@ class ConflictScope:
             "conflict/mean_gradient_cosine_corrected/low": self.corrected.low,
             "conflict/mean_gradient_cosine_corrected/high": self.corrected.high,
         }
-        return {k: optional(v) for k, v in values.items()}
+        errors = error_keys({KEYS[name]: e for name, e in self.projection_se.items()})
+        return {k: optional(v) for k, v in values.items()} | errors
+
+    def with_errors(self, errors: Mapping[str, float]) -> ConflictScope:
+        """The same numbers with their standard errors by the projection; undefined where the number is."""
+        estimates = {"paired": self.paired.value, "corrected": self.corrected.value}
+        values = {name: estimates[name] if name in estimates else float(getattr(self, name)) for name in KEYS}
+        kept = {name: errors[name] if math.isfinite(v) else math.nan for name, v in values.items()}
+        return replace(self, projection_se=kept)
 
 
 @dataclass(frozen=True)
@@ -109,7 +132,8 @@ class Conflict:
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
         rows = "exact" if self.projection == "exact" else "projected"
-        pairs = ("conflict/paired_cosine", "conflict/low", "conflict/high", "conflict/negative_fraction")
+        pairs = [f"conflict/{k}" for k in ("paired_cosine", "low", "high", "negative_fraction")]
+        pairs.append("conflict/paired_cosine/projection_se")
         return {k: "exact" if self.exact_pairs and k in pairs else rows for k in self.summary()}
 
 
@@ -121,13 +145,15 @@ class _Frame:
     clusters: Int[np.ndarray, " p"]
     partners: Int[np.ndarray, "p b"]
     same_cluster: Bool[np.ndarray, "l r"]
+    layouts: Mapping[str, RowLayout]
 
     @staticmethod
     def of(comparison: Comparison, seed: int) -> _Frame:
         rows = Rows.of(comparison)
         same = rows.left_clusters[:, None] == rows.right_clusters[None, :]
         partners = permuted_partners(comparison.clusters, seed=seed)
-        return _Frame(rows, comparison.clusters, partners, same & ~rows.partners)
+        layout = layouts(comparison.left.space)
+        return _Frame(rows, comparison.clusters, partners, same & ~rows.partners, layout)
 
     def scope(
         self, products: Float[np.ndarray, "m m"], known: Float[np.ndarray, " p"] | None
@@ -152,6 +178,27 @@ class _Frame:
         )
         return scope, paired
 
+    def errors(
+        self,
+        comparison: Comparison,
+        products: Float[np.ndarray, "m m"],
+        blocks: Sequence[str],
+        *,
+        centered: bool,
+        known: bool,
+    ) -> dict[str, float]:
+        """Standard errors by the projection of the numbers of a Gram matrix, which is the sum over `blocks`."""
+        sides = comparison.left, comparison.right
+        spreads = dict.fromkeys(KEYS, Spread())
+        random = [b for b in blocks if not self.layouts[b].is_whole]
+        if random:
+            influences = ConflictInfluences.of(products, self.rows, self.same_cluster, centered=centered)
+        for b in random:
+            at = influences.at(np.concatenate([rows64(t, b) for t in sides]))
+            spreads = {name: s + spread(at[name], self.layouts[b]) for name, s in spreads.items()}
+        errors = {name: s.standard_error for name, s in spreads.items()}
+        return errors | ({"paired": math.nan} if known else {})
+
 
 def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> Conflict:
     """Cosines between and within the sides; `seed` draws the permutations of partners.
@@ -169,15 +216,20 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> 
     for block in left.blocks:
         products = gram((left, comparison.right), block)
         total += products
-        blocks[block], paired = frame.scope(prepare(products), None if known is None else known.blocks[block])
+        prepared = prepare(products)
+        scope, paired = frame.scope(prepared, None if known is None else known.blocks[block])
+        errors = frame.errors(comparison, prepared, (block,), centered=center, known=known is not None)
+        blocks[block] = scope.with_errors(errors)
         by_block.append(paired)
-    overall, paired = frame.scope(prepare(total), None if known is None else known.whole)
+    prepared = prepare(total)
+    overall, paired = frame.scope(prepared, None if known is None else known.whole)
+    errors = frame.errors(comparison, prepared, left.blocks, centered=center, known=known is not None)
     return Conflict(
         left_name=left.provenance.data,
         right_name=comparison.right.provenance.data,
         ids=tuple(left.ids[i] for i in comparison.left_index),
         clusters=comparison.clusters,
-        overall=overall,
+        overall=overall.with_errors(errors),
         blocks=blocks,
         paired=paired,
         paired_by_block=np.array(by_block, dtype=np.float64).reshape(len(blocks), len(paired)),

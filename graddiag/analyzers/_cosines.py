@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
@@ -48,28 +48,47 @@ def rows64(table: Signals, block: str) -> Float[np.ndarray, "n k"]:
     return np.asarray(table.gradients[block][table.finite], dtype=np.float64)
 
 
-def projected_pairs(comparison: Comparison) -> RowCosines:
-    """Projected cosines of the two members of each pair, [p], with projected norms."""
-    return row_cosines(_projected_pair_products(comparison, block) for block in comparison.left.blocks)
+@dataclass(frozen=True)
+class At:
+    """Which rows of the two sides meet: row `left[k]` of the left and row `right[k]` of the right."""
+
+    left: Int[np.ndarray, " p"]
+    right: Int[np.ndarray, " p"]
+
+    @staticmethod
+    def of(comparison: Comparison, products: PairProducts) -> tuple[At, list[int]]:
+        """The rows that products are of, and of which products: without those of a row that is not finite."""
+        sides = comparison.left, comparison.right
+        where = [{i: k for k, i in enumerate(s.ids) if s.finite[k]} for s in sides]
+        both = zip(products.left_ids, products.right_ids, strict=True)
+        found = [(k, where[0][a], where[1][b]) for k, (a, b) in enumerate(both) if a in where[0] and b in where[1]]
+        left, right = (np.array([f[side] for f in found], dtype=np.int64) for side in (1, 2))
+        return At(left, right), [f[0] for f in found]
 
 
-def _projected_pair_products(comparison: Comparison, block: str) -> Products:
-    a = comparison.left.gradients[block][comparison.left_index].astype(np.float64)
-    b = comparison.right.gradients[block][comparison.right_index].astype(np.float64)
+def projected_pairs(comparison: Comparison, at: At | None = None) -> RowCosines:
+    """Projected cosines of the two members of each pair, or of the rows that meet, [p], with projected norms."""
+    at = at or At(comparison.left_index, comparison.right_index)
+    return row_cosines(_projected_pair_products(comparison, block, at) for block in comparison.left.blocks)
+
+
+def _projected_pair_products(comparison: Comparison, block: str, at: At) -> Products:
+    a = comparison.left.gradients[block][at.left].astype(np.float64)
+    b = comparison.right.gradients[block][at.right].astype(np.float64)
     return Products(block, *(np.einsum("pk,pk->p", x, y) for x, y in ((a, b), (a, a), (b, b))))
 
 
-def exact_pairs(comparison: Comparison, products: PairProducts) -> RowCosines:
-    """Exact cosines of the two members of each pair, [p], with exact norms."""
-    left, right = comparison.left, comparison.right
+def exact_pairs(comparison: Comparison, products: PairProducts, at: At | None = None) -> RowCosines:
+    """Exact cosines of the two members of each pair, or of the rows that meet, [p], with exact norms."""
+    at = at or At(comparison.left_index, comparison.right_index)
     return row_cosines(
         Products(
             block,
             products.inner[block],
-            left.norms[block][comparison.left_index].astype(np.float64) ** 2,
-            right.norms[block][comparison.right_index].astype(np.float64) ** 2,
+            comparison.left.norms[block][at.left].astype(np.float64) ** 2,
+            comparison.right.norms[block][at.right].astype(np.float64) ** 2,
         )
-        for block in left.blocks
+        for block in comparison.left.blocks
     )
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
 
 from graddiag.analyzers._cosines import check_safety, mean_gradient
+from graddiag.analyzers._projection_error import (
+    Spread,
+    cosine_influence,
+    error_keys,
+    layouts,
+    ratio_influence,
+    spread,
+)
 from graddiag.comparison import Comparison
+from graddiag.row_layout import RowLayout
 from graddiag.signals import Signals
 from graddiag.statistics import (
     COSINE,
@@ -35,13 +44,15 @@ class FramingScope:
     more
     than 1 where the pairs of a cluster agree. `p` is that of the sign flips. `safety_cosine` is the cosine of the
     mean d with the mean safety
-    gradient; its interval is given this safety set.
+    gradient; its interval is given this safety set. `projection_se` has the standard error by the projection of the
+    consistency and of the cosine, under their names.
     """
 
     consistency: float
     consistency_null: float
     p: float
     safety_cosine: Estimate
+    projection_se: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,26 @@ class Framing:
             "framing/safety_cosine/low": scope.safety_cosine.low,
             "framing/safety_cosine/high": scope.safety_cosine.high,
         }
-        return {k: optional(v) for k, v in values.items()}
+        errors = error_keys({f"framing/{name}": e for name, e in scope.projection_se.items()})
+        return {k: optional(v) for k, v in values.items()} | errors
+
+
+@dataclass(frozen=True)
+class _Places:
+    """At each place of the rows in one block: the sum of d over pairs, its squares summed, the mean safety gradient."""
+
+    d: Float[np.ndarray, " k"]
+    squares: Float[np.ndarray, " k"]
+    toward: Float[np.ndarray, " k"]
+
+    def spreads(self, total: _Sums, layout: RowLayout) -> tuple[Spread, Spread]:
+        """Of the consistency and of the cosine with safety whose sums over blocks are `total`."""
+        d2, toward2 = self.d**2, self.toward**2
+        length, inner = total.gram.sum(), total.with_safety.sum()
+        consistency = ratio_influence(d2, self.squares, np.array([length, total.squares]))
+        totals = np.array([inner, length, total.safety_square])
+        cosine_with = cosine_influence(np.stack([self.d * self.toward, d2, toward2]), totals)
+        return spread(consistency, layout), spread(cosine_with, layout)
 
 
 @dataclass(frozen=True)
@@ -123,16 +153,19 @@ def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int 
         check_safety(comparison, safety, {})
     n = len(comparison.cluster_names)
     total = _Sums(np.zeros((n, n)), 0.0, np.zeros(n), 0.0)
-    blocks = {}
+    blocks: dict[str, FramingScope] = {}
+    lay = layouts(comparison.left.space)
+    places: dict[str, _Places] = {}
     for block in comparison.left.blocks:
-        by_cluster, sums = _block_sums(comparison, safety, block)
+        by_cluster, sums, at = _block_sums(comparison, safety, block)
         total = total + sums
         thin = by_cluster.shape[1] < n
-        blocks[block] = sums.scope(
-            sign_flip_p(by_cluster, seed=seed) if thin else sign_flip_norm_p(sums.gram, seed=seed)
-        )
+        p = sign_flip_p(by_cluster, seed=seed) if thin else sign_flip_norm_p(sums.gram, seed=seed)
+        places |= {} if lay[block].is_whole else {block: at}
+        blocks[block] = _with_errors(sums.scope(p), sums, {block: at} if block in places else {}, lay)
+    overall = total.scope(sign_flip_norm_p(total.gram, seed=seed))
     return Framing(
-        overall=total.scope(sign_flip_norm_p(total.gram, seed=seed)),
+        overall=_with_errors(overall, total, places, lay),
         blocks=blocks,
         left_name=comparison.left.provenance.data,
         right_name=comparison.right.provenance.data,
@@ -141,10 +174,30 @@ def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int 
     )
 
 
-def _block_sums(comparison: Comparison, safety: Signals | None, block: str) -> tuple[Float[np.ndarray, "c k"], _Sums]:
+def _with_errors(
+    scope: FramingScope, total: _Sums, places: Mapping[str, _Places], lay: Mapping[str, RowLayout]
+) -> FramingScope:
+    """The scope with its standard errors by the projection, from the places of its blocks that are projected."""
+    consistency = toward = Spread()
+    for block, at in places.items():
+        a, b = at.spreads(total, lay[block])
+        consistency, toward = consistency + a, toward + b
+    found = {
+        "consistency": (consistency, scope.consistency),
+        "safety_cosine": (toward, scope.safety_cosine.value),
+    }
+    errors = {k: e.standard_error if math.isfinite(value) else math.nan for k, (e, value) in found.items()}
+    return replace(scope, projection_se=errors)
+
+
+def _block_sums(
+    comparison: Comparison, safety: Signals | None, block: str
+) -> tuple[Float[np.ndarray, "c k"], _Sums, _Places]:
     left, right = comparison.left.gradients[block], comparison.right.gradients[block]
     d = np.subtract(left[comparison.left_index], right[comparison.right_index], dtype=np.float64)
     by_cluster = cluster_sums(d, comparison.clusters, len(comparison.cluster_names))
     toward = np.zeros(d.shape[1]) if safety is None else mean_gradient(safety, block)
     gram = by_cluster @ by_cluster.T
-    return by_cluster, _Sums(gram, float((d**2).sum()), by_cluster @ toward, float(toward @ toward))
+    squares = np.asarray((d**2).sum(axis=0))
+    sums = _Sums(gram, float(squares.sum()), by_cluster @ toward, float(toward @ toward))
+    return by_cluster, sums, _Places(np.asarray(d.sum(axis=0)), squares, toward)

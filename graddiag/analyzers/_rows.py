@@ -94,12 +94,19 @@ def corrected_cosines(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.nd
     different clusters, and likewise across the sides: products inside a cluster carry its noise. NaN where a squared
     norm is not above zero or no two rows are in different clusters.
     """
+    means = apart_means(gram, rows)
+    return np.asarray(means[2] / np.sqrt(means[0]) / np.sqrt(means[1]))
+
+
+def apart_means(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, "3 d"]:
+    """Mean products of rows in different clusters: left with left, right with right, across, as in
+    `corrected_cosines`."""
     left, right = rows.left_clusters, rows.right_clusters
     codes = ((left, left), (right, right), (left, right))
     means = np.stack([_apart(m, a, b, rows.n_clusters) for m, (a, b) in zip(rows.sides(gram), codes, strict=True)])
     for k, side in enumerate(rows.sides(gram)[:2]):
         means[k, means[k] <= ROUNDING * side.trace() / len(side)] = np.nan
-    return np.asarray(means[2] / np.sqrt(means[0]) / np.sqrt(means[1]))
+    return means
 
 
 def _apart(

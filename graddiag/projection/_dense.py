@@ -14,10 +14,10 @@ from torch import Tensor
 
 from graddiag.errors import UsageError
 from graddiag.gradients import Gradients
-from graddiag.projection._draws import becomes_orthonormal, generator, unbiased
+from graddiag.projection._draws import generator, unbiased
 from graddiag.projection._exact import Exact
 from graddiag.projection._one_sided import Map, matrix_shape, one_sided_rows
-from graddiag.row_layout import row_layout
+from graddiag.row_layout import becomes_orthonormal, row_layout
 from graddiag.signals import Block
 
 TILE = 2**22  # entries of the matrix that are there at once: 32 MiB in float64

@@ -9,10 +9,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-# Of i.i.d. rows, k of d directions have 1 / (1 - k / d) times the variance of orthonormal ones. Below a quarter the QR
-# would buy less than that quarter, and i.i.d. rows have a variance in closed form.
-ORTHONORMAL_SHARE = 0.25
-QR_ENTRIES = 2**22  # of a matrix up to which its QR is a matter of seconds, and 32 MiB
+from graddiag.row_layout import becomes_orthonormal
 
 
 def generator(*key: object, row: int = 0) -> np.random.Generator:
@@ -24,11 +21,6 @@ def philox(*key: object, row: int = 0) -> np.random.Philox:
     """The counter of a key, set to where a row's numbers begin: rows are 2^64 steps apart."""
     digest = hashlib.sha256("\0".join(str(k) for k in key).encode()).digest()[:16]
     return np.random.Philox(key=int.from_bytes(digest, "little"), counter=row << 64)
-
-
-def becomes_orthonormal(k: int, d: int) -> bool:
-    """Whether k random directions of d are made orthonormal: where it pays, and can be paid."""
-    return k >= ORTHONORMAL_SHARE * d and k * d <= QR_ENTRIES
 
 
 def unbiased(draws: Float[np.ndarray, "k _"], d: int) -> Float[np.ndarray, "k _"]:
