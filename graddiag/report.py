@@ -33,6 +33,7 @@ _FORMS = ("alignment", "alignment_adam")
 ALIGNMENT_KEYS = (  # there also where no safety set, or no optimizer, is given, and then undefined
     *(f"{form}/{side}{end}" for form in _FORMS for side in ("left", "right", "difference") for end in _ENDS),
     *(f"{form}/difference/p" for form in _FORMS),
+    *(f"{form}/blocks_surviving" for form in _FORMS),
     "alignment_adam/momentum",
     *(f"alignment/{side}/{PROJECTION_SE}" for side in ("left", "right", "difference")),
 )

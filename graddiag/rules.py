@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from graddiag.statistics import NORMAL, smallest_p
+from graddiag.permutations import smallest_p
+from graddiag.statistics import NORMAL
 
 ALPHA = 0.05  # two-sided; the convention of the field
 SMALL_EFFECT = 0.2  # |d_z|: below Cohen's "small"

@@ -10,7 +10,7 @@ import reference_statistics as slow
 from tables import BLOCKS, RECIPE, Recipe, compared, draw, four_tables, random_pair, random_table, table_of
 
 from graddiag.analyzers import framing
-from graddiag.statistics import smallest_p
+from graddiag.permutations import smallest_p
 
 
 @pytest.mark.parametrize("projection", ["logra", "exact"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graddiag.comparison import Comparison
-from graddiag.statistics import ROUNDING, cluster_sums, cosine
+from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, cosine, jackknife
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,20 @@ def mean_gradient_cosine(gram: Float[np.ndarray, "m m"], rows: Rows) -> float:
         squares.append(total if total > ROUNDING * len(side) * float(side.trace()) else 0.0)
     norms = np.sqrt(squares)
     return float(cosine(np.array([across.sum()]), norms[:1], norms[1:])[0])
+
+
+def cosine_with_fixed(gram: Float[np.ndarray, "c c"], inner: Float[np.ndarray, " c"], square: float) -> Estimate:
+    """Cosine of the sum of cluster sums with one vector that is taken as known, with its jackknife interval.
+
+    `gram` has the products of the cluster sums, `inner` theirs with the vector, `square` its squared norm. NaN where
+    the sum is zero up to rounding.
+    """
+    total, by_cluster = gram.sum(), gram.sum(axis=1)
+    squares = np.concatenate([[total], total - 2 * by_cluster + gram.diagonal()])
+    squares[squares <= ROUNDING * len(gram) * gram.trace()] = 0.0
+    products = inner.sum() - np.concatenate([[0.0], inner])
+    values = cosine(products, np.sqrt(squares), np.full(len(products), math.sqrt(square)))
+    return jackknife(float(values[0]), values[1:], bounds=COSINE)
 
 
 def corrected_cosines(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, " d"]:
