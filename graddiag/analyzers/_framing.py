@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from graddiag.analyzers._blocks import SURVIVING, BlockTests
 from graddiag.analyzers._cosines import check_safety, mean_gradient
@@ -25,12 +25,8 @@ from graddiag.permutations import Null, sign_flips, sign_flips_of_norm
 from graddiag.row_layout import RowLayout
 from graddiag.signals import Signals
 from graddiag.statistics import (
-    COSINE,
-    ROUNDING,
     Estimate,
     cluster_sums,
-    cosine,
-    jackknife,
     optional,
 )
 
@@ -118,6 +114,7 @@ class _Sums:
     squares: float
     with_safety: Float[np.ndarray, " c"]
     safety_square: float
+    counts: Int[np.ndarray, " c"]
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(
@@ -125,6 +122,7 @@ class _Sums:
             self.squares + other.squares,
             self.with_safety + other.with_safety,
             self.safety_square + other.safety_square,
+            self.counts,
         )
 
     def scope(self, p: float) -> FramingScope:
@@ -134,8 +132,8 @@ class _Sums:
         return FramingScope(consistency, null, p, self.safety_cosine())
 
     def safety_cosine(self) -> Estimate:
-        """Cosine of the sum of all D_c with safety, and without each cluster in turn."""
-        return cosine_with_fixed(self.gram, self.with_safety, self.safety_square)
+        """Cosine of the mean d with safety."""
+        return cosine_with_fixed(self.gram, self.with_safety, self.safety_square, self.counts)
 
 
 def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int = 0) -> Framing:
@@ -146,7 +144,7 @@ def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int 
     if safety is not None:
         check_safety(comparison, safety, {})
     n = len(comparison.cluster_names)
-    total = _Sums(np.zeros((n, n)), 0.0, np.zeros(n), 0.0)
+    total = _Sums(np.zeros((n, n)), 0.0, np.zeros(n), 0.0, np.bincount(comparison.clusters, minlength=n))
     blocks: dict[str, FramingScope] = {}
     lay = layouts(comparison.left.space)
     places: dict[str, _Places] = {}
@@ -194,6 +192,7 @@ def _block_sums(
     by_cluster = cluster_sums(d, comparison.clusters, len(comparison.cluster_names))
     toward = np.zeros(d.shape[1]) if safety is None else mean_gradient(safety, block)
     gram = by_cluster @ by_cluster.T
+    counts = np.bincount(comparison.clusters, minlength=len(gram))
     squares = np.asarray((d**2).sum(axis=0))
-    sums = _Sums(gram, float(squares.sum()), by_cluster @ toward, float(toward @ toward))
+    sums = _Sums(gram, float(squares.sum()), by_cluster @ toward, float(toward @ toward), counts)
     return by_cluster, sums, _Places(np.asarray(d.sum(axis=0)), squares, toward)

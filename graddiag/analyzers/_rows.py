@@ -88,18 +88,23 @@ def mean_gradient_cosine(gram: Float[np.ndarray, "m m"], rows: Rows) -> float:
     return float(cosine(np.array([across.sum()]), norms[:1], norms[1:])[0])
 
 
-def cosine_with_fixed(gram: Float[np.ndarray, "c c"], inner: Float[np.ndarray, " c"], square: float) -> Estimate:
-    """Cosine of the sum of cluster sums with one vector that is taken as known, with its jackknife interval.
+def cosine_with_fixed(
+    gram: Float[np.ndarray, "c c"], inner: Float[np.ndarray, " c"], square: float, counts: Int[np.ndarray, " c"]
+) -> Estimate:
+    """Cosine of a mean of rows with one vector that is taken as known; NaN where the mean is zero up to rounding.
 
-    `gram` has the products of the cluster sums, `inner` theirs with the vector, `square` its squared norm. NaN where
-    the sum is zero up to rounding.
+    `gram` has the products of the cluster sums, `inner` theirs with the vector, `square` its squared norm, `counts` the
+    rows of each cluster. The interval is that of the mean product with the vector, over both norms: it excludes 0 just
+    as often as that of a mean does. (The jackknife of the cosine itself excludes 0 too often where the mean is mostly
+    noise, since the mean's norm moves along with the product.) Its width is that at a cosine of 0: too wide near 1.
     """
-    total, by_cluster = gram.sum(), gram.sum(axis=1)
-    squares = np.concatenate([[total], total - 2 * by_cluster + gram.diagonal()])
-    squares[squares <= ROUNDING * len(gram) * gram.trace()] = 0.0
-    products = inner.sum() - np.concatenate([[0.0], inner])
-    values = cosine(products, np.sqrt(squares), np.full(len(products), math.sqrt(square)))
-    return jackknife(float(values[0]), values[1:], bounds=COSINE)
+    length = float(gram.sum())
+    if length <= ROUNDING * len(gram) * gram.trace() or square <= 0:
+        return Estimate(math.nan)
+    n, total = counts.sum(), inner.sum()
+    scale = n / math.sqrt(length) / math.sqrt(square)
+    replicates = (total - inner) / (n - counts) if len(counts) > 1 else np.zeros(0)
+    return jackknife(float(total / n * scale), replicates * scale, bounds=COSINE)
 
 
 def corrected_cosines(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, " d"]:
