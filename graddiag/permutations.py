@@ -56,20 +56,21 @@ def familywise_p(nulls: Sequence[Null]) -> Float[np.ndarray, " b"]:
     Young 1993, single step). Entry k of every null must belong to the same permutation: then the dependence between
     blocks is that of the data. NaN where the block's own p is undefined, 1 where its null does not vary.
     """
-    own = [null.standardised() for null in nulls]
-    some = [s for s in own if len(s.values)]
-    if not some:
-        return np.array([1.0 if math.isfinite(n.p) else math.nan for n in nulls], dtype=np.float64)
-    worst = np.full(len(some[0].values), -math.inf)
-    for s in some:
-        np.fmax(worst, s.values, out=worst)
-    return np.array([_reached(worst, n, s) for n, s in zip(nulls, own, strict=True)], dtype=np.float64)
+    worst: Float[np.ndarray, " b"] | None = None
+    least = []  # what the worst must reach for each block; kept instead of the standardised null, which is as long
+    for null in nulls:
+        one = null.standardised()
+        if len(one.values):
+            worst = one.values if worst is None else np.fmax(worst, one.values)
+        own = one.values[0] - one.tie if len(one.values) else -math.inf
+        least.append(own if math.isfinite(null.p) else math.nan)
+    return np.array([_share_reaching(worst, v) for v in least], dtype=np.float64)
 
 
-def _reached(worst: Float[np.ndarray, " b"], null: Null, standardised: Null) -> float:
-    if not math.isfinite(null.p):
-        return math.nan
-    return float(np.mean(worst >= standardised.values[0] - standardised.tie)) if len(standardised.values) else 1.0
+def _share_reaching(worst: Float[np.ndarray, " b"] | None, least: float) -> float:
+    if math.isnan(least) or worst is None:
+        return math.nan if math.isnan(least) else 1.0
+    return float(np.mean(np.nan_to_num(worst, nan=-math.inf) >= least))
 
 
 def smallest_p(n_clusters: int) -> float:

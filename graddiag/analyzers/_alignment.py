@@ -20,6 +20,7 @@ from graddiag.analyzers._cosines import (
     projected_with,
 )
 from graddiag.analyzers._projection_error import error_keys
+from graddiag.analyzers._safety_direction import SafetyDirection
 from graddiag.comparison import Comparison
 from graddiag.permutations import sign_flips_each
 from graddiag.signals import Signals
@@ -80,19 +81,24 @@ class Alignment:
     rows: Mapping[str, Float[np.ndarray, " _"]]
     pair_difference: Float[np.ndarray, " p"]
     tests: BlockTests
+    projection: str
+    direction: SafetyDirection | None = None
 
     def summary(self) -> dict[str, float | None]:
         """The flat keys of this result; None where undefined."""
-        return self.overall.keys(self.prefix) | {f"{self.prefix}/{SURVIVING}": self.tests.surviving}
+        known = self.direction.summary(self.prefix) if self.direction else {}
+        return self.overall.keys(self.prefix) | {f"{self.prefix}/{SURVIVING}": self.tests.surviving} | known
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
         """The same keys per block, and its p over blocks: `difference/q` and `difference/p_fwe`."""
         stem = f"{self.prefix}/difference"
-        return {b: s.keys(self.prefix) | self.tests.keys(stem, b) for b, s in self.blocks.items()}
+        known = {b: self.direction.block_summary(self.prefix, b) if self.direction else {} for b in self.blocks}
+        return {b: s.keys(self.prefix) | self.tests.keys(stem, b) | known[b] for b, s in self.blocks.items()}
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
-        return dict.fromkeys(self.summary(), "exact" if self.exact else "projected")
+        known = self.direction.summary(self.prefix) if self.direction and self.projection != "exact" else {}
+        return dict.fromkeys(self.summary(), "exact" if self.exact else "projected") | dict.fromkeys(known, "projected")
 
 
 def alignment(
@@ -112,7 +118,8 @@ def alignment(
     measured = known and not whole_space
     errors = no_errors(comparison, tables) if measured else alignment_errors(comparison, safety, tables, cosines)
     exact = known or whole_space
-    return aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed, errors=errors)
+    found = aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed, errors=errors)
+    return replace(found, direction=SafetyDirection.of(safety, tables))
 
 
 def aligned(
@@ -144,6 +151,7 @@ def aligned(
         rows=whole,
         pair_difference=_difference(comparison, whole),
         tests=_block_tests(comparison, cosines, seed),
+        projection=comparison.left.space.projection,
     )
 
 

@@ -45,7 +45,8 @@ class ConflictScope:
 
     `paired` is the mean over pairs, its p against partners permuted inside clusters. `same_cluster` is the mean over
     rows of one cluster on different sides that are no partners: what a paired cosine would be if only the cluster
-    mattered. `within_*` are means over i != j of one side, `across` over all rows of different sides but partners.
+    mattered; `other_cluster` is that of rows of different clusters. `within_*` are means over i != j of one side,
+    `across` over all rows of different sides but partners.
     `mean_gradient_cosine` is that of the two mean gradients, `corrected` the same without the noise of the means.
     `projection_se` has the standard error by the projection of each of them, under its name; NaN where it is exact.
     """
@@ -53,6 +54,7 @@ class ConflictScope:
     paired: Estimate
     negative_fraction: float
     same_cluster: float
+    other_cluster: float
     within_left: float
     within_right: float
     across: float
@@ -69,6 +71,7 @@ class ConflictScope:
             "conflict/p": self.paired.p,
             "conflict/negative_fraction": self.negative_fraction,
             "conflict/same_cluster": self.same_cluster,
+            "conflict/other_cluster": self.other_cluster,
             "conflict/within_left": self.within_left,
             "conflict/within_right": self.within_right,
             "conflict/across": self.across,
@@ -167,6 +170,7 @@ class _Frame:
             paired=replace(cluster_mean(paired, self.clusters, bounds=COSINE), p=null.p),
             negative_fraction=share_negative(paired),
             same_cluster=mean(across[self.same_cluster]),
+            other_cluster=mean(across[~(self.same_cluster | rows.partners)]),
             within_left=mean(left[~np.eye(rows.n_left, dtype=bool)]),
             within_right=mean(right[~np.eye(rows.n_right, dtype=bool)]),
             across=mean(across[~rows.partners]),

@@ -123,13 +123,15 @@ def apart_means(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray,
     `corrected_cosines`."""
     left, right = rows.left_clusters, rows.right_clusters
     codes = ((left, left), (right, right), (left, right))
-    means = np.stack([_apart(m, a, b, rows.n_clusters) for m, (a, b) in zip(rows.sides(gram), codes, strict=True)])
+    means = np.stack(
+        [apart_with_deletions(m, a, b, rows.n_clusters) for m, (a, b) in zip(rows.sides(gram), codes, strict=True)]
+    )
     for k, side in enumerate(rows.sides(gram)[:2]):
         means[k, means[k] <= ROUNDING * side.trace() / len(side)] = np.nan
     return means
 
 
-def _apart(
+def apart_with_deletions(
     products: Float[np.ndarray, "a b"], codes_a: Int[np.ndarray, " a"], codes_b: Int[np.ndarray, " b"], n_clusters: int
 ) -> Float[np.ndarray, " d"]:
     """Mean product of rows in different clusters: with all clusters, then without each in turn; NaN if none."""
