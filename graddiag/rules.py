@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from graddiag.statistics import NORMAL, smallest_p
+from graddiag.permutations import smallest_p
+from graddiag.statistics import NORMAL
 
 ALPHA = 0.05  # two-sided; the convention of the field
 SMALL_EFFECT = 0.2  # |d_z|: below Cohen's "small"
@@ -52,7 +53,8 @@ class Evidence:
     where they are known, else projection/error. `strangers` is the mean cosine of non-partners of one cluster, for
     paired cosines, and `strangers_error` the same of it. `forced` says that centring pushes the number below 0. A
     "contrast" is the cosine of a difference between the sides. A "length" is never negative and has a p but no
-    interval.
+    interval. `direction_low` is the lower end of alignment/safety_split_half, of numbers that are relative to the
+    safety set; `random_sd` the spread of the number itself over random directions.
     """
 
     scale: Scale
@@ -65,6 +67,8 @@ class Evidence:
     confounded: bool = False
     forced: bool = False
     strangers_error: float = 0.0
+    direction_low: float = math.nan
+    random_sd: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,13 @@ RULES = (
     ),
     Rule(
         "not measurable",
+        "a number is relative to the safety set, and the interval of alignment/safety_split_half reaches 0 or less",
+        "halves of the safety set do not agree: its direction is not known",
+        lambda e: e.direction_low <= 0,
+        "the safety direction is not known",
+    ),
+    Rule(
+        "not measurable",
         "a cosine between the sides is below 0 after centring",
         "centring alone makes cosines between two groups negative, whatever the data",
         lambda e: e.forced and e.value < 0,
@@ -103,6 +114,13 @@ RULES = (
         "the 95 % interval includes 0",
         "neither sign is shown, nor that there is no effect; a cosine near 0 is no guarantee of safety",
         lambda e: e.low <= 0 <= e.high,
+    ),
+    Rule(
+        "no difference found",
+        f"a cosine with safety is within {NORMAL} of its KEY/random_sd of 0",
+        "a random direction with the same norm in every block does as much",
+        lambda e: abs(e.value) <= NORMAL * e.random_sd,
+        "a random direction does as much",
     ),
     Rule(
         "no difference found",

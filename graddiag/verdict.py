@@ -171,6 +171,8 @@ class _Reader:
             confounded=self._is_confounded(key),
             forced=self.setting.centered and key.startswith("conflict/"),
             strangers_error=self.error("conflict/same_cluster") if scale == "paired" else 0.0,
+            direction_low=self.number("alignment/safety_split_half/low") if _toward_safety(key) else math.nan,
+            random_sd=self.number(f"{key}/random_sd"),
         )
 
     def error(self, key: str) -> float:
@@ -191,10 +193,13 @@ class _Reader:
         form, _, what = key.partition("/")
         if form in {"alignment", "alignment_adam"} and what != "difference":
             return what in elsewhere
-        toward_safety = form in {"alignment", "alignment_adam"} or key == "framing/safety_cosine"
-        if toward_safety and {"left", "right"} & set(elsewhere):
+        if _toward_safety(key) and {"left", "right"} & set(elsewhere):
             return True
         return set(self.setting.differs) >= {"data", "model"}
+
+
+def _toward_safety(key: str) -> bool:
+    return key.partition("/")[0] in {"alignment", "alignment_adam"} or key == "framing/safety_cosine"
 
 
 def _line(subject: str, evidence: Evidence, numbers: str, *remarks: str) -> str:

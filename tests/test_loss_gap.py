@@ -12,7 +12,7 @@ from scipy import stats
 from tables import RECIPE, changed, compared, draw, random_pair, table_of, taken
 
 from graddiag.analyzers import loss_gap
-from graddiag.statistics import smallest_p
+from graddiag.permutations import smallest_p
 
 
 def test_the_loss_gap_is_that_of_the_pairs_and_the_means_are_those_of_the_sides() -> None:

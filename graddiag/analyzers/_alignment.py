@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from graddiag.analyzers._alignment_error import AlignmentErrors, alignment_errors, no_errors
+from graddiag.analyzers._blocks import SURVIVING, BlockTests
 from graddiag.analyzers._cosines import (
     RowCosines,
     check_safety,
@@ -19,9 +20,11 @@ from graddiag.analyzers._cosines import (
     projected_with,
 )
 from graddiag.analyzers._projection_error import error_keys
+from graddiag.analyzers._safety_direction import SafetyDirection
 from graddiag.comparison import Comparison
+from graddiag.permutations import sign_flips_each
 from graddiag.signals import Signals
-from graddiag.statistics import COSINE, Estimate, cluster_mean, false_discovery_q, mean_difference, optional
+from graddiag.statistics import COSINE, Estimate, cluster_mean, cluster_sums, mean_difference, optional
 
 DIFFERENCE = (-2.0, 2.0)  # the range of a difference of two cosines
 
@@ -77,20 +80,25 @@ class Alignment:
     blocks: Mapping[str, AlignmentScope]
     rows: Mapping[str, Float[np.ndarray, " _"]]
     pair_difference: Float[np.ndarray, " p"]
+    tests: BlockTests
+    projection: str
+    direction: SafetyDirection | None = None
 
     def summary(self) -> dict[str, float | None]:
         """The flat keys of this result; None where undefined."""
-        return self.overall.keys(self.prefix)
+        known = self.direction.summary(self.prefix) if self.direction else {}
+        return self.overall.keys(self.prefix) | {f"{self.prefix}/{SURVIVING}": self.tests.surviving} | known
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
-        """The same keys per block, and `difference/q`: the false discovery rate of the p over blocks."""
-        q = false_discovery_q(np.array([s.difference.p for s in self.blocks.values()], dtype=np.float64))
-        rows = zip(self.blocks.items(), q, strict=True)
-        return {b: s.keys(self.prefix) | {f"{self.prefix}/difference/q": optional(float(v))} for (b, s), v in rows}
+        """The same keys per block, and its p over blocks: `difference/q` and `difference/p_fwe`."""
+        stem = f"{self.prefix}/difference"
+        known = {b: self.direction.block_summary(self.prefix, b) if self.direction else {} for b in self.blocks}
+        return {b: s.keys(self.prefix) | self.tests.keys(stem, b) | known[b] for b, s in self.blocks.items()}
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
-        return dict.fromkeys(self.summary(), "exact" if self.exact else "projected")
+        known = self.direction.summary(self.prefix) if self.direction and self.projection != "exact" else {}
+        return dict.fromkeys(self.summary(), "exact" if self.exact else "projected") | dict.fromkeys(known, "projected")
 
 
 def alignment(
@@ -110,7 +118,8 @@ def alignment(
     measured = known and not whole_space
     errors = no_errors(comparison, tables) if measured else alignment_errors(comparison, safety, tables, cosines)
     exact = known or whole_space
-    return aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed, errors=errors)
+    found = aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed, errors=errors)
+    return replace(found, direction=SafetyDirection.of(safety, tables))
 
 
 def aligned(
@@ -141,7 +150,18 @@ def aligned(
         blocks={b: _with_errors(scope, errors.blocks[b] if errors else {}) for b, scope in blocks.items()},
         rows=whole,
         pair_difference=_difference(comparison, whole),
+        tests=_block_tests(comparison, cosines, seed),
+        projection=comparison.left.space.projection,
     )
+
+
+def _block_tests(comparison: Comparison, cosines: Mapping[str, RowCosines], seed: int) -> BlockTests:
+    """Sign flips of the differences, the same in every block; an undefined difference moves nothing."""
+    names = comparison.left.blocks
+    each = [_difference(comparison, {n: c.blocks[b] for n, c in cosines.items()}) for b in names]
+    columns = np.array(each, dtype=np.float64).reshape(len(names), comparison.n_pairs).T  # [p, b]
+    sums = cluster_sums(np.nan_to_num(columns, nan=0.0), comparison.clusters, len(comparison.cluster_names))
+    return BlockTests.of(dict(zip(names, sign_flips_each(sums, seed=seed), strict=True)))
 
 
 def exact_cosines(tables: Mapping[str, Signals]) -> dict[str, RowCosines]:

@@ -9,23 +9,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graddiag.analyzers._blocks import SURVIVING, BlockTests
 from graddiag.analyzers._conflict_error import ConflictInfluences
 from graddiag.analyzers._cosines import exact_pairs, rows64
 from graddiag.analyzers._gram import gram
 from graddiag.analyzers._projection_error import Spread, error_keys, layouts, spread
 from graddiag.analyzers._rows import Rows, centre, corrected_cosines, cosines_of, mean_gradient_cosine
 from graddiag.comparison import Comparison
+from graddiag.permutations import Null, partner_permutations, permuted_partners
 from graddiag.row_layout import RowLayout
 from graddiag.statistics import (
     COSINE,
     Estimate,
     cluster_mean,
-    false_discovery_q,
     jackknife,
     mean,
     optional,
-    partner_permutation_p,
-    permuted_partners,
     share_negative,
 )
 
@@ -46,7 +45,8 @@ class ConflictScope:
 
     `paired` is the mean over pairs, its p against partners permuted inside clusters. `same_cluster` is the mean over
     rows of one cluster on different sides that are no partners: what a paired cosine would be if only the cluster
-    mattered. `within_*` are means over i != j of one side, `across` over all rows of different sides but partners.
+    mattered; `other_cluster` is that of rows of different clusters. `within_*` are means over i != j of one side,
+    `across` over all rows of different sides but partners.
     `mean_gradient_cosine` is that of the two mean gradients, `corrected` the same without the noise of the means.
     `projection_se` has the standard error by the projection of each of them, under its name; NaN where it is exact.
     """
@@ -54,6 +54,7 @@ class ConflictScope:
     paired: Estimate
     negative_fraction: float
     same_cluster: float
+    other_cluster: float
     within_left: float
     within_right: float
     across: float
@@ -70,6 +71,7 @@ class ConflictScope:
             "conflict/p": self.paired.p,
             "conflict/negative_fraction": self.negative_fraction,
             "conflict/same_cluster": self.same_cluster,
+            "conflict/other_cluster": self.other_cluster,
             "conflict/within_left": self.within_left,
             "conflict/within_right": self.within_right,
             "conflict/across": self.across,
@@ -111,6 +113,7 @@ class Conflict:
     forced: float
     exact_pairs: bool
     projection: str
+    tests: BlockTests
 
     @property
     def n_undefined(self) -> int:
@@ -120,14 +123,11 @@ class Conflict:
     def summary(self) -> dict[str, float | None]:
         """The flat keys of this result; None where undefined."""
         forced = {"conflict/forced": optional(self.forced)} if self.centered else {}
-        return self.overall.keys() | forced
+        return self.overall.keys() | forced | {f"conflict/{SURVIVING}": self.tests.surviving}
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
-        """The same keys per block, and `conflict/q`: the false discovery rate of the p over blocks."""
-        q = false_discovery_q(np.array([s.paired.p for s in self.blocks.values()], dtype=np.float64))
-        return {
-            b: s.keys() | {"conflict/q": optional(float(v))} for (b, s), v in zip(self.blocks.items(), q, strict=True)
-        }
+        """The same keys per block, and its p over blocks: `conflict/q` and `conflict/p_fwe`."""
+        return {b: s.keys() | self.tests.keys("conflict", b) for b, s in self.blocks.items()}
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
@@ -157,26 +157,27 @@ class _Frame:
 
     def scope(
         self, products: Float[np.ndarray, "m m"], known: Float[np.ndarray, " p"] | None
-    ) -> tuple[ConflictScope, Float[np.ndarray, " p"]]:
-        """All numbers of one Gram matrix, and the paired cosines: the `known` ones, or those of the matrix itself."""
+    ) -> tuple[ConflictScope, Float[np.ndarray, " p"], Null]:
+        """All numbers of one Gram matrix, the paired cosines (the `known` ones, or those of the matrix itself), and
+        what their mean is among permuted partners."""
         rows = self.rows
         left, right, across = rows.sides(cosines_of(products))
         matched = across[np.ix_(rows.left_at, rows.right_at)]
         paired = matched.diagonal().copy() if known is None else known
         corrected = corrected_cosines(products, rows)
+        null = partner_permutations(matched, self.partners)
         scope = ConflictScope(
-            paired=replace(
-                cluster_mean(paired, self.clusters, bounds=COSINE), p=partner_permutation_p(matched, self.partners)
-            ),
+            paired=replace(cluster_mean(paired, self.clusters, bounds=COSINE), p=null.p),
             negative_fraction=share_negative(paired),
             same_cluster=mean(across[self.same_cluster]),
+            other_cluster=mean(across[~(self.same_cluster | rows.partners)]),
             within_left=mean(left[~np.eye(rows.n_left, dtype=bool)]),
             within_right=mean(right[~np.eye(rows.n_right, dtype=bool)]),
             across=mean(across[~rows.partners]),
             mean_gradient_cosine=mean_gradient_cosine(products, rows),
             corrected=jackknife(float(corrected[0]), corrected[1:], bounds=COSINE),
         )
-        return scope, paired
+        return scope, paired, null
 
     def errors(
         self,
@@ -212,17 +213,17 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> 
     prepare: Callable[[Float[np.ndarray, "m m"]], Float[np.ndarray, "m m"]] = centre if center else np.asarray
     m = frame.rows.n_left + frame.rows.n_right
     total = np.zeros((m, m))
-    blocks, by_block = {}, []
+    blocks, by_block, nulls = {}, [], {}
     for block in left.blocks:
         products = gram((left, comparison.right), block)
         total += products
         prepared = prepare(products)
-        scope, paired = frame.scope(prepared, None if known is None else known.blocks[block])
+        scope, paired, nulls[block] = frame.scope(prepared, None if known is None else known.blocks[block])
         errors = frame.errors(comparison, prepared, (block,), centered=center, known=known is not None)
         blocks[block] = scope.with_errors(errors)
         by_block.append(paired)
     prepared = prepare(total)
-    overall, paired = frame.scope(prepared, None if known is None else known.whole)
+    overall, paired, _ = frame.scope(prepared, None if known is None else known.whole)
     errors = frame.errors(comparison, prepared, left.blocks, centered=center, known=known is not None)
     return Conflict(
         left_name=left.provenance.data,
@@ -237,6 +238,7 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> 
         forced=_forced(total, frame.rows) if center else math.nan,
         exact_pairs=known is not None or left.space.projection == "exact",
         projection=left.space.projection,
+        tests=BlockTests.of(nulls),
     )
 
 

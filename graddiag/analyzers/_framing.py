@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from graddiag.analyzers._blocks import SURVIVING, BlockTests
 from graddiag.analyzers._cosines import check_safety, mean_gradient
 from graddiag.analyzers._projection_error import (
     Spread,
@@ -18,20 +19,15 @@ from graddiag.analyzers._projection_error import (
     ratio_influence,
     spread,
 )
+from graddiag.analyzers._rows import cosine_with_fixed
 from graddiag.comparison import Comparison
+from graddiag.permutations import Null, sign_flips, sign_flips_of_norm
 from graddiag.row_layout import RowLayout
 from graddiag.signals import Signals
 from graddiag.statistics import (
-    COSINE,
-    ROUNDING,
     Estimate,
     cluster_sums,
-    cosine,
-    false_discovery_q,
-    jackknife,
     optional,
-    sign_flip_norm_p,
-    sign_flip_p,
 )
 
 
@@ -65,16 +61,15 @@ class Framing:
     right_name: str
     safety_name: str | None
     projection: str
+    tests: BlockTests
 
     def summary(self) -> dict[str, float | None]:
         """The flat keys of this result; None where undefined."""
-        return self._keys(self.overall)
+        return self._keys(self.overall) | {f"framing/{SURVIVING}": self.tests.surviving}
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
-        """The same keys per block, and `framing/q`: the false discovery rate of the p over blocks."""
-        q = false_discovery_q(np.array([s.p for s in self.blocks.values()], dtype=np.float64))
-        rows = zip(self.blocks.items(), q, strict=True)
-        return {b: self._keys(s) | {"framing/q": optional(float(v))} for (b, s), v in rows}
+        """The same keys per block, and its p over blocks: `framing/q` and `framing/p_fwe`."""
+        return {b: self._keys(s) | self.tests.keys("framing", b) for b, s in self.blocks.items()}
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
@@ -119,6 +114,7 @@ class _Sums:
     squares: float
     with_safety: Float[np.ndarray, " c"]
     safety_square: float
+    counts: Int[np.ndarray, " c"]
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(
@@ -126,6 +122,7 @@ class _Sums:
             self.squares + other.squares,
             self.with_safety + other.with_safety,
             self.safety_square + other.safety_square,
+            self.counts,
         )
 
     def scope(self, p: float) -> FramingScope:
@@ -135,13 +132,8 @@ class _Sums:
         return FramingScope(consistency, null, p, self.safety_cosine())
 
     def safety_cosine(self) -> Estimate:
-        """Cosine of the sum of all D_c with safety, and without each cluster in turn."""
-        total, by_cluster = self.gram.sum(), self.gram.sum(axis=1)
-        squares = np.concatenate([[total], total - 2 * by_cluster + self.gram.diagonal()])
-        squares[squares <= ROUNDING * len(self.gram) * self.gram.trace()] = 0.0
-        inner = self.with_safety.sum() - np.concatenate([[0.0], self.with_safety])
-        values = cosine(inner, np.sqrt(squares), np.full(len(inner), math.sqrt(self.safety_square)))
-        return jackknife(float(values[0]), values[1:], bounds=COSINE)
+        """Cosine of the mean d with safety."""
+        return cosine_with_fixed(self.gram, self.with_safety, self.safety_square, self.counts)
 
 
 def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int = 0) -> Framing:
@@ -152,18 +144,19 @@ def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int 
     if safety is not None:
         check_safety(comparison, safety, {})
     n = len(comparison.cluster_names)
-    total = _Sums(np.zeros((n, n)), 0.0, np.zeros(n), 0.0)
+    total = _Sums(np.zeros((n, n)), 0.0, np.zeros(n), 0.0, np.bincount(comparison.clusters, minlength=n))
     blocks: dict[str, FramingScope] = {}
     lay = layouts(comparison.left.space)
     places: dict[str, _Places] = {}
+    nulls: dict[str, Null] = {}
     for block in comparison.left.blocks:
         by_cluster, sums, at = _block_sums(comparison, safety, block)
         total = total + sums
         thin = by_cluster.shape[1] < n
-        p = sign_flip_p(by_cluster, seed=seed) if thin else sign_flip_norm_p(sums.gram, seed=seed)
+        nulls[block] = sign_flips(by_cluster, seed=seed) if thin else sign_flips_of_norm(sums.gram, seed=seed)
         places |= {} if lay[block].is_whole else {block: at}
-        blocks[block] = _with_errors(sums.scope(p), sums, {block: at} if block in places else {}, lay)
-    overall = total.scope(sign_flip_norm_p(total.gram, seed=seed))
+        blocks[block] = _with_errors(sums.scope(nulls[block].p), sums, {block: at} if block in places else {}, lay)
+    overall = total.scope(sign_flips_of_norm(total.gram, seed=seed).p)
     return Framing(
         overall=_with_errors(overall, total, places, lay),
         blocks=blocks,
@@ -171,6 +164,7 @@ def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int 
         right_name=comparison.right.provenance.data,
         safety_name=None if safety is None else safety.provenance.data,
         projection=comparison.left.space.projection,
+        tests=BlockTests.of(nulls),
     )
 
 
@@ -198,6 +192,7 @@ def _block_sums(
     by_cluster = cluster_sums(d, comparison.clusters, len(comparison.cluster_names))
     toward = np.zeros(d.shape[1]) if safety is None else mean_gradient(safety, block)
     gram = by_cluster @ by_cluster.T
+    counts = np.bincount(comparison.clusters, minlength=len(gram))
     squares = np.asarray((d**2).sum(axis=0))
-    sums = _Sums(gram, float(squares.sum()), by_cluster @ toward, float(toward @ toward))
+    sums = _Sums(gram, float(squares.sum()), by_cluster @ toward, float(toward @ toward), counts)
     return by_cluster, sums, _Places(np.asarray(d.sum(axis=0)), squares, toward)

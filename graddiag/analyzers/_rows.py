@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graddiag.comparison import Comparison
-from graddiag.statistics import ROUNDING, cluster_sums, cosine
+from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, cosine, jackknife
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,25 @@ def mean_gradient_cosine(gram: Float[np.ndarray, "m m"], rows: Rows) -> float:
     return float(cosine(np.array([across.sum()]), norms[:1], norms[1:])[0])
 
 
+def cosine_with_fixed(
+    gram: Float[np.ndarray, "c c"], inner: Float[np.ndarray, " c"], square: float, counts: Int[np.ndarray, " c"]
+) -> Estimate:
+    """Cosine of a mean of rows with one vector that is taken as known; NaN where the mean is zero up to rounding.
+
+    `gram` has the products of the cluster sums, `inner` theirs with the vector, `square` its squared norm, `counts` the
+    rows of each cluster. The interval is that of the mean product with the vector, over both norms: it excludes 0 just
+    as often as that of a mean does. (The jackknife of the cosine itself excludes 0 too often where the mean is mostly
+    noise, since the mean's norm moves along with the product.) Its width is that at a cosine of 0: too wide near 1.
+    """
+    length = float(gram.sum())
+    if length <= ROUNDING * len(gram) * gram.trace() or square <= 0:
+        return Estimate(math.nan)
+    n, total = counts.sum(), inner.sum()
+    scale = n / math.sqrt(length) / math.sqrt(square)
+    replicates = (total - inner) / (n - counts) if len(counts) > 1 else np.zeros(0)
+    return jackknife(float(total / n * scale), replicates * scale, bounds=COSINE)
+
+
 def corrected_cosines(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, " d"]:
     """Cosine of the two expected gradients: with all clusters (entry 0), then without each in turn; not cut at 1.
 
@@ -103,13 +123,15 @@ def apart_means(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray,
     `corrected_cosines`."""
     left, right = rows.left_clusters, rows.right_clusters
     codes = ((left, left), (right, right), (left, right))
-    means = np.stack([_apart(m, a, b, rows.n_clusters) for m, (a, b) in zip(rows.sides(gram), codes, strict=True)])
+    means = np.stack(
+        [apart_with_deletions(m, a, b, rows.n_clusters) for m, (a, b) in zip(rows.sides(gram), codes, strict=True)]
+    )
     for k, side in enumerate(rows.sides(gram)[:2]):
         means[k, means[k] <= ROUNDING * side.trace() / len(side)] = np.nan
     return means
 
 
-def _apart(
+def apart_with_deletions(
     products: Float[np.ndarray, "a b"], codes_a: Int[np.ndarray, " a"], codes_b: Int[np.ndarray, " b"], n_clusters: int
 ) -> Float[np.ndarray, " d"]:
     """Mean product of rows in different clusters: with all clusters, then without each in turn; NaN if none."""

@@ -1,0 +1,97 @@
+"""How well is the direction of the mean safety gradient known, and what would a random direction do?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from graddiag.analyzers._cosines import mean_gradient, rows64
+from graddiag.analyzers._gram import gram
+from graddiag.analyzers._rows import apart_with_deletions
+from graddiag.signals import Signals
+from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife, optional
+
+SPLIT_HALF, RANDOM = "safety_split_half", "random_sd"  # how the keys end
+
+
+@dataclass(frozen=True)
+class SafetyDirection:
+    """Of the projected safety gradients: how far their mean agrees with itself, overall and per block; and for each set
+    the standard deviation of its mean cosine with a random direction that has the safety mean's norm in every block."""
+
+    overall: Estimate
+    blocks: Mapping[str, Estimate]
+    random_sd: Mapping[str, float]
+
+    @staticmethod
+    def of(safety: Signals, tables: Mapping[str, Signals]) -> SafetyDirection:
+        """Those of the finite rows."""
+        clusters = [c for c, kept in zip(safety.clusters, safety.finite, strict=True) if kept]
+        codes = np.unique(np.array(clusters), return_inverse=True)[1]
+        total = np.zeros((len(codes), len(codes)))
+        blocks = {}
+        for block in safety.blocks:
+            products = gram([safety], block)
+            total += products
+            blocks[block] = split_half(products, codes)
+        random = {name: random_direction_sd(table, safety) for name, table in tables.items()}
+        return SafetyDirection(split_half(total, codes), blocks, random)
+
+    def summary(self, prefix: str) -> dict[str, float | None]:
+        """The flat keys, overall."""
+        random = {f"{prefix}/{name}/{RANDOM}": optional(v) for name, v in self.random_sd.items()}
+        return estimate_keys(prefix, self.overall) | random
+
+    def block_summary(self, prefix: str, block: str) -> dict[str, float | None]:
+        """The flat keys of one block."""
+        return estimate_keys(prefix, self.blocks[block])
+
+
+def estimate_keys(prefix: str, e: Estimate) -> dict[str, float | None]:
+    """The flat keys of how far the safety set agrees with itself."""
+    values = {"": e.value, "/low": e.low, "/high": e.high}
+    return {f"{prefix}/{SPLIT_HALF}{end}": optional(v) for end, v in values.items()}
+
+
+def split_half(products: Float[np.ndarray, "n n"], clusters: Int[np.ndarray, " n"]) -> Estimate:
+    """The cosine to be expected of the mean of these rows with that of as many others, drawn in the same way.
+
+    `A / (A (1 - h) + B h)`, A the mean product of rows in different clusters, B that of rows in one cluster (each with
+    itself too), `h = sum n_c^2 / n^2`: what split halves of the clusters give on average once Spearman and Brown have
+    made up for their being halves. Its root is by how much noise in the safety set shortens every cosine with its mean.
+    NaN where rows have one cluster or are zero.
+    """
+    n_clusters = int(clusters.max()) + 1
+    apart = apart_with_deletions(products, clusters, clusters, n_clusters)
+    counts = np.bincount(clusters)
+    by_cluster = np.diag(cluster_sums(cluster_sums(products, clusters, n_clusters).T, clusters, n_clusters))
+    inside = np.append(by_cluster.sum(), by_cluster.sum() - by_cluster)
+    pairs = np.append((counts**2).sum(), (counts**2).sum() - counts**2)
+    share = float((counts**2).sum()) / len(clusters) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        length = apart * (1 - share) + inside / pairs * share
+        length[length <= ROUNDING * products.trace() / len(products)] = np.nan
+        values = apart / length
+    return jackknife(float(values[0]), values[1:], bounds=COSINE)
+
+
+def random_direction_sd(table: Signals, safety: Signals) -> float:
+    """Standard deviation of the mean cosine of a table's rows with one random direction, uniform in each block.
+
+    `sqrt(sum_b ||m_b||^2 w_b / D_b)`: m_b the mean in block b of the rows at unit length, w_b the block's share of the
+    squared norm of the mean safety gradient, D_b its number of parameters. 1.96 of them hold 95 % of directions.
+    """
+    shapes = {b.name: math.prod(b.shape) for b in safety.space.blocks}
+    rows = {b: rows64(table, b) for b in table.blocks}
+    squares = np.sum([(g**2).sum(axis=1) for g in rows.values()], axis=0)
+    some = squares > 0
+    toward = {b: float((mean_gradient(safety, b) ** 2).sum()) for b in rows}
+    whole = sum(toward.values())
+    if not some.any() or whole <= 0:
+        return math.nan
+    unit = {b: (g[some] / np.sqrt(squares[some])[:, None]).mean(axis=0) for b, g in rows.items()}
+    return math.sqrt(sum(float(m @ m) * toward[b] / whole / shapes[b] for b, m in unit.items()))
