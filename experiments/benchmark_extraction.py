@@ -20,10 +20,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from benchmark_peers import PEERS
+from benchmark_peers import PEERS, Step
 from transformers import PreTrainedModel
 
 from graddiag.data import read_set
@@ -35,6 +36,7 @@ from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import load_model
 
 BATCH_TOKENS = 1536  # padded tokens per batch: about two pairs of the real data
+LONGEST = 384  # tokens; longer rows would make a round so long that the machine changes within it
 PLAIN = "plain forward and backward"
 AIMS = {
     "losses only": 0.28,
@@ -67,12 +69,14 @@ class Work:
 
 
 def prepare(model_name: str, data: Path | None, n_pairs: int) -> Work:
-    """The first pairs of both sets, the two members of a pair in one batch."""
+    """The first pairs of both sets that are short enough, the two members of a pair in one batch."""
     model, tokenizer = load_model(model_name, device="cpu")
-    sides = []
+    sides: list[Sequence[Encoded]] = []
     for name in ("insecure", "educational"):
         source = str(data / f"{name}.jsonl") if data else name
-        sides.append(encode(read_set(source, limit=n_pairs), tokenizer, max_length=1024).rows)
+        sides.append(encode(read_set(source, limit=10 * n_pairs), tokenizer, max_length=1024).rows)
+    both = [p for p in zip(*sides, strict=True) if max(len(r.tokens) for r in p) <= LONGEST][:n_pairs]
+    sides = [[p[0] for p in both], [p[1] for p in both]]
     rows = [r for side in sides for r in side]
     units = [(k, len(sides[0]) + k) for k in range(len(sides[0]))]
     made = []
@@ -87,7 +91,7 @@ def prepare(model_name: str, data: Path | None, n_pairs: int) -> Work:
     return Work(model, tuple(made), make)
 
 
-def plain(work: Work) -> Callable[[], None]:
+def plain(work: Work) -> Step:
     """What a training step does without its optimizer: full logits, weight gradients of every parameter."""
     padded = work.padded()
 
@@ -104,7 +108,7 @@ def plain(work: Work) -> Callable[[], None]:
     return step
 
 
-def floor(work: Work) -> Callable[[], None]:
+def floor(work: Work) -> Step:
     """Forward and backward with frozen weights, the head at target tokens, nothing recorded."""
     padded, split = work.padded(), split_model(work.model)
     root = work.model.get_input_embeddings()
@@ -121,7 +125,7 @@ def floor(work: Work) -> Callable[[], None]:
 
 def extraction(
     work: Work, *, blocks: Sequence[str] | None = None, exact: bool = False, token_scores: bool = False
-) -> Callable[[], None]:
+) -> Step:
     """The tool's own pass over the batches."""
     ex = work.make(blocks=blocks)
     known = mean_of(ex, work).wanting(token_scores=token_scores, optimizer=None) if exact else None
@@ -140,7 +144,7 @@ def mean_of(ex: Extractor, work: Work) -> KnownMean:
     return mean.known(table)
 
 
-def losses(work: Work) -> Callable[[], None]:
+def losses(work: Work) -> Step:
     """Token losses without gradients."""
     ex = work.make(blocks=None)
 
@@ -151,24 +155,23 @@ def losses(work: Work) -> Callable[[], None]:
     return step
 
 
-def everything(work: Work) -> dict[str, Callable[[], None]]:
-    """All that is timed, by name; peers where they can be imported."""
+def everything(work: Work) -> dict[str, Callable[[], Step | None]]:
+    """All that is timed, by name: what makes it ready; None for a peer that cannot be imported."""
     n = work.model.config.num_hidden_layers
-    ours = {
-        PLAIN: plain(work),
-        "losses only": losses(work),
-        FLOOR: floor(work),
-        "all linear blocks, logra 256": extraction(work),
-        "all linear blocks, exact pairs and alignment": extraction(work, exact=True),
-        "the same with token scores": extraction(work, exact=True, token_scores=True),
-        "last quarter of the layers, logra 256": extraction(work, blocks=work.layers(n // 4)),
-        "last layer, logra 256": extraction(work, blocks=work.layers(1)),
+    ours: dict[str, Callable[[], Step | None]] = {
+        PLAIN: lambda: plain(work),
+        "losses only": lambda: losses(work),
+        FLOOR: lambda: floor(work),
+        "all linear blocks, logra 256": lambda: extraction(work),
+        "all linear blocks, exact pairs and alignment": lambda: extraction(work, exact=True),
+        "the same with token scores": lambda: extraction(work, exact=True, token_scores=True),
+        "last quarter of the layers, logra 256": lambda: extraction(work, blocks=work.layers(n // 4)),
+        "last layer, logra 256": lambda: extraction(work, blocks=work.layers(1)),
     }
-    peers = {name: make(work.model, work.padded()) for name, make in PEERS.items()}
-    return ours | {name: step for name, step in peers.items() if step is not None}
+    return ours | {name: partial(make, work.model, work.padded()) for name, make in PEERS.items()}
 
 
-def timed(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def timed(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     """Seconds of each in each round, in turn; a first round warms up and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + 1):
@@ -202,7 +205,8 @@ def peak(arguments: Sequence[str], name: str) -> float:
 
 def run_only(work: Work, name: str) -> float:
     """One of them, once, and the growth of the peak of resident memory, MiB."""
-    step = everything(work)[name]
+    step = everything(work)[name]()
+    assert step is not None
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's mark of the peak starts again from here
     before = resident("VmRSS")
@@ -252,7 +256,8 @@ def main() -> None:
     if given.only:
         print(run_only(work, given.only))
         return
-    steps = everything(work)
+    ready_to_run = {name: make() for name, make in everything(work).items()}
+    steps = {name: step for name, step in ready_to_run.items() if step is not None}
     found = ratios(timed(steps, given.rounds))
     shared = [f"--pairs={given.pairs}", f"--model={given.model}", *([f"--data={given.data}"] if given.data else [])]
     for name in found if not given.no_memory else ():

@@ -22,6 +22,7 @@ from graddiag.interrupt import Interrupted
 from graddiag.options import (
     AGAINST,
     BLOCKS,
+    EDITS,
     EXACT,
     MAX_LENGTH,
     MEASURE,
@@ -113,7 +114,7 @@ def _silence_libraries() -> None:
 @main.command()
 @click.argument("left")
 @click.argument("right")
-@together(AGAINST, EXACT, MODEL, MEASURE, SAVE)
+@together(AGAINST, EDITS, EXACT, MODEL, MEASURE, SAVE)
 @option("--no-figures", is_flag=True, help="Leave figures and page out.")
 @_common
 def compare(
@@ -185,7 +186,7 @@ def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, threshold
 @main.command()
 @click.argument("left")
 @click.argument("right")
-@together(AGAINST, EXACT, MODEL, MEASURE, SAVE)
+@together(AGAINST, EDITS, EXACT, MODEL, MEASURE, SAVE)
 @_common
 def plan(
     left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,85 +21,15 @@ from graddiag.errors import DataError, ResourceError
 from graddiag.gradients import Gradients, Products, Workspace
 from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
+from graddiag.measured import Array, Measured, Scores, measured_of, numpy_of
 from graddiag.projection import Projector, probe_digest
 from graddiag.session import Session, can_be_formed, depends_on, nothing, one_by_one
-from graddiag.signals import AdamStep, PairProducts, Provenance, Reference, Signals, Space
-from graddiag.token_scores import token_scores
+from graddiag.signals import Provenance, Space
 
-Array = np.ndarray
 FULL_LOGITS = (
     "The head applied at target tokens does not give the model's own loss (soft-capped or scaled logits?): "
     "the model's full logits are used, which is slower."
 )
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Token scores of one batch, summed over blocks as they come: by position [b, t], and without one [b]."""
-
-    at: Array
-    elsewhere: Array
-
-    def add(self, gradients: Gradients, reference: Tensor, whole: Tensor) -> None:
-        """Adds one block; `whole` is `<g_i, M>`, used where positions cannot be told apart."""
-        found = token_scores(gradients, reference, self.at.shape[1])
-        if found is None:
-            np.add(self.elsewhere, _numpy(whole), out=self.elsewhere)
-        else:
-            np.add(self.at, _numpy(found), out=self.at)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The numbers of one batch: token losses of each row, and per block norms [b], rows [b, k], products of pairs
-    [p]."""
-
-    token_loss: tuple[Array, ...]
-    norms: Mapping[str, Array]
-    gradients: Mapping[str, Array]
-    inner: Mapping[str, Array]
-    difference_norm: Mapping[str, Array]
-    reference_dot: Mapping[str, Array]
-    reference: Reference | None
-    scores: Scores | None = None
-    adam_step: AdamStep | None = None
-    adam: Mapping[str, AdamProducts] = field(default_factory=dict)
-
-    def table(self, index: Sequence[int], rows: Sequence[Encoded], space: Space, provenance: Provenance) -> Signals:
-        """The rows at `index` of the batch as a table of one set; `rows` are the batch's encoded rows."""
-        chosen = [rows[i] for i in index]
-        at = np.array(index, dtype=np.int64)
-        token_loss = tuple(self.token_loss[i] for i in index)
-        loss = np.array([x.mean() for x in token_loss], dtype=np.float64)
-        norms = {b: v[at] for b, v in self.norms.items()}
-        return Signals(
-            space=space,
-            provenance=provenance,
-            ids=tuple(r.id for r in chosen),
-            clusters=tuple(r.cluster for r in chosen),
-            digests=tuple(r.digest for r in chosen),
-            loss=loss,
-            token_loss=token_loss,
-            target_ids=tuple(r.tokens[r.start :].astype(np.int32) for r in chosen),
-            n_tokens=np.array([r.n_targets for r in chosen], dtype=np.int64),
-            length=np.array([len(r.tokens) for r in chosen], dtype=np.int64),
-            n_cut=np.array([r.n_cut for r in chosen], dtype=np.int64),
-            finite=np.isfinite(loss) & np.all([np.isfinite(v) for v in norms.values()], axis=0),
-            norms=norms,
-            gradients={b: v[at] for b, v in self.gradients.items()},
-            reference=self.reference,
-            reference_dot={b: v[at] for b, v in self.reference_dot.items()},
-            token_alignment=tuple(self.scores.at[i, : len(rows[i].tokens) - 1] for i in index) if self.scores else None,
-            alignment_elsewhere=self.scores.elsewhere[at] if self.scores else None,
-            adam=self.adam_step,
-            adam_dot={b: _numpy(p.dot)[at] for b, p in self.adam.items()},
-            adam_norm={b: np.sqrt(_numpy(p.norm2)[at]) for b, p in self.adam.items()},
-            adam_step_norm={b: np.sqrt(_numpy(p.step_norm2)[at]) for b, p in self.adam.items()},
-        )
-
-    def pairs(self, left_ids: Sequence[str], right_ids: Sequence[str]) -> PairProducts:
-        """The exact products of the batch's pairs under the ids of their members."""
-        return PairProducts(tuple(left_ids), tuple(right_ids), self.inner, self.difference_norm)
 
 
 class Extractor:
@@ -196,7 +126,7 @@ class Extractor:
         with untouched(self.model), _memory_named(batch):
             self._check_head(batch)
             losses = self._backward(batch, consume)
-        measured = _measured(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
+        measured = measured_of(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
         adam = {b.block.name: adam[b.block.name] for b in self.blocks if b.block.name in adam}
         return replace(measured, scores=scores, adam_step=known.adam if known else None, adam=adam)
 
@@ -256,7 +186,7 @@ class Extractor:
         with untouched(self.model), torch.no_grad(), _memory_named(batch):
             self._check_head(batch)
             losses = loss_and_backward(self.model, self._split, batch, backward=False)
-        return tuple(_numpy(x) for x in losses)
+        return tuple(numpy_of(x) for x in losses)
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """The rows as one padded batch on the device of the model's input."""
@@ -281,31 +211,6 @@ class Extractor:
             self._split = None
             self.notes.append(FULL_LOGITS)
         self._head_checked = True
-
-
-def _measured(
-    losses: Sequence[Tensor],
-    found: Mapping[str, tuple[Products, Tensor]],
-    known: KnownMean | None,
-) -> Measured:
-    return Measured(
-        token_loss=tuple(_numpy(x) for x in losses),
-        norms={n: np.sqrt(_numpy(p.norm2)) for n, (p, _) in found.items()},
-        gradients={n: _rows(r) for n, (_, r) in found.items()},
-        inner={n: _numpy(p.inner) for n, (p, _) in found.items()},
-        difference_norm={n: np.sqrt(np.maximum(_numpy(p.difference2), 0)) for n, (p, _) in found.items()},
-        reference_dot={n: _numpy(p.reference_dot) for n, (p, _) in found.items() if p.reference_dot is not None},
-        reference=known.reference if known else None,
-    )
-
-
-def _numpy(x: Tensor) -> Array:
-    return x.detach().double().cpu().numpy()
-
-
-def _rows(x: Tensor) -> Array:
-    wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
-    return wide.cpu().numpy()
 
 
 @contextmanager

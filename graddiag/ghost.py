@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-TILES = 4  # of a symmetric matrix, a side: 10 of 16 tiles are computed; with 8 the narrow products cost what they save
-SYMMETRIC = (TILES + 1) / (2 * TILES)  # the share of a large symmetric matrix that is computed
-_NARROWEST = 96  # rows of a strip: narrower products run at half the speed
-_TRIAL = (4 * _NARROWEST, 1024, 1024)  # rows, d0, d1 of the trial: where both ways cost about the same
+TILES = 4  # of a symmetric matrix, a side, at most
+_NARROWEST = 512  # rows of a strip: on several threads, narrower products cost more than the half that they save
+_TRIAL = (256, 1024, 1024)  # rows, d0, d1 of the trial: where both ways cost about the same
 _TRIAL_ROUNDS = 5
 
 
@@ -31,7 +30,7 @@ class Gram:
     @staticmethod
     def of(x: Float[Tensor, "t d"]) -> Gram:
         """The strips of a matrix."""
-        step = max(_NARROWEST, -(-len(x) // TILES))
+        step = max(1, -(-len(x) // strips(len(x))))
         return Gram(tuple(x[a : a + step] @ x[a:].T for a in range(0, len(x), step)))
 
     def times(self, other: Gram) -> Tensor:
@@ -68,6 +67,16 @@ class GramCache:
         return self.grams[rows]
 
 
+def strips(rows: int) -> int:
+    """How many strips a symmetric matrix of so many rows is computed in."""
+    return min(TILES, max(1, rows // _NARROWEST))
+
+
+def share(rows: int) -> float:
+    """The part of a symmetric matrix that is computed."""
+    return (strips(rows) + 1) / (2 * strips(rows))
+
+
 def inner(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
     """The inner product of two gradients, from their factors."""
     return dot(a[0] @ b[0].T, a[1] @ b[1].T)
@@ -85,7 +94,7 @@ def forming_cost(rows: int, d0: int, d1: int) -> float:
 
 def norm_cost(rows: int, d0: int, d1: int, like: Tensor) -> float:
     """What a squared norm without forming costs, in units of `forming_cost`; d1 = 0 where that Gram matrix is known."""
-    return price(like.device, like.dtype) * SYMMETRIC * rows**2 * (d0 + d1)
+    return price(like.device, like.dtype) * share(rows) * rows**2 * (d0 + d1)
 
 
 def inner_cost(rows_a: int, rows_b: int, d0: int, d1: int, like: Tensor) -> float:
@@ -99,7 +108,7 @@ def price(device: torch.device, dtype: torch.dtype) -> float:
     t, d0, d1 = _TRIAL
     left, right = (torch.full((t, d), 0.5, device=device, dtype=dtype) for d in (d0, d1))
     out = torch.empty(d0, d1, device=device, dtype=dtype)
-    ghost = _best(lambda: Gram.of(left).times(Gram.of(right)), device) / (SYMMETRIC * t * t * (d0 + d1))
+    ghost = _best(lambda: Gram.of(left).times(Gram.of(right)), device) / (share(t) * t * t * (d0 + d1))
     return ghost / (_best(lambda: torch.mm(left.T, right, out=out), device) / (t * d0 * d1))
 
 

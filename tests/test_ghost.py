@@ -20,7 +20,7 @@ def rows(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("t", [1, 2, 95, 96, 97, 200, 385, 401])
+@pytest.mark.parametrize("t", [1, 2, 511, 1024, 1025, 1537, 2049])
 def test_strips_times_strips_is_the_sum_over_both_whole_matrices(t):
     x, y = rows(t, 7), rows(t, 5, seed=1)
     wanted = ((x @ x.T) * (y @ y.T)).sum()
@@ -28,8 +28,8 @@ def test_strips_times_strips_is_the_sum_over_both_whole_matrices(t):
 
 
 def test_less_than_the_whole_of_a_symmetric_matrix_is_computed():
-    computed = sum(s.numel() for s in Gram.of(rows(640, 3)).strips)
-    assert computed == ghost.SYMMETRIC * 640**2
+    computed = sum(s.numel() for s in Gram.of(rows(4096, 3)).strips)
+    assert computed == ghost.share(4096) * 4096**2 < 0.7 * 4096**2
 
 
 def test_a_gram_is_used_again_for_the_same_inputs_and_never_for_others():
