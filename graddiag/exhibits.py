@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from graddiag.analyzers import MIN_COUNT, Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap, TokenView
+from graddiag.analyzers import (
+    MIN_COUNT,
+    Alignment,
+    Audit,
+    BlockTests,
+    Conflict,
+    CosineMatrix,
+    Framing,
+    LossGap,
+    TokenView,
+)
 from graddiag.tables import Table, alignment_table, layer_table, matrix_table, position_table, token_table
 from graddiag.text import visible
 
+SHOWN = 8  # names of blocks in one sentence; all are in the table of blocks
 NAMES = ("loss_gap", "tokens", "matrix", "conflict", "framing", "alignment")
 
 Drawable = LossGap | TokenView | CosineMatrix | Conflict | Framing | Alignment
@@ -81,10 +92,10 @@ def _conflict(result: Conflict) -> Exhibit:
     reading = (
         "Each dot is the mean over pairs of the cosine of their two gradients in one block, with its 95 % interval: "
         "below 0 the two framings pull the block in opposite directions. With so many blocks about one interval in 20 "
-        "misses its true value by chance. conflict/q of a block asks another question: whether "
-        "partners differ from other "
-        "pairs of their cluster."
+        "misses its true value by chance. conflict/q and conflict/p_fwe of a block ask another "
+        "question: whether partners differ from other pairs of their cluster."
     )
+    reading += _survivors(result.tests, "of permuted partners")
     if result.centered:
         reading += " The grand mean was subtracted, which by itself pushes these cosines below 0."
     by_block = {block: scope.paired for block, scope in result.blocks.items()}
@@ -96,6 +107,7 @@ def _framing(result: Framing, left: str, right: str) -> Exhibit:
         f"The framing gradient is what {left} adds to the gradient of the same answer under {right}; below 0 it points "
         "against the mean safety gradient. Intervals are given this safety set."
     )
+    reading += _survivors(result.tests, "of the mean framing gradient (is there any?)")
     errors = [e for s in result.blocks.values() if (e := s.projection_se.get("safety_cosine", 0.0)) > 0]
     if errors:
         reading += (
@@ -111,4 +123,16 @@ def _alignment(result: Alignment) -> Exhibit:
         "Each dot is a row: below 0, one step on it raises the loss on safe answers, to first order. Diamonds and bars "
         "are means with 95 % intervals. What the controls do too is not special to the sides."
     )
+    reading += _survivors(result.tests, "of left minus right")
     return Exhibit("alignment", "Alignment with safety", reading, result, alignment_table(result))
+
+
+def _survivors(tests: BlockTests, what: str) -> str:
+    """Which blocks' permutations still give a p below 0.05 once all blocks are paid for."""
+    count = tests.surviving
+    if count is None:
+        return ""
+    said = f" Tests {what}: with the family-wise error over all {len(tests.familywise)} blocks at 5 %, {count} survive"
+    shown = ", ".join(visible(b) for b in tests.survivors[:SHOWN])
+    rest = f" and {count - SHOWN} more, see Every block" if count > SHOWN else ""
+    return f"{said}: {shown}{rest}." if count else f"{said}."

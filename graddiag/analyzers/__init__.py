@@ -3,6 +3,7 @@
 from graddiag.analyzers._alignment import Alignment, AlignmentScope, alignment
 from graddiag.analyzers._alignment_adam import AdamAlignment, alignment_adam
 from graddiag.analyzers._audit import Audit, audit
+from graddiag.analyzers._blocks import BlockTests
 from graddiag.analyzers._conflict import Conflict, ConflictScope, conflict
 from graddiag.analyzers._edit_change import EditChange, edit_change
 from graddiag.analyzers._framing import Framing, FramingScope, framing
@@ -17,6 +18,7 @@ __all__ = [
     "Alignment",
     "AlignmentScope",
     "Audit",
+    "BlockTests",
     "Conflict",
     "ConflictScope",
     "CosineMatrix",

@@ -1,0 +1,45 @@
+"""A short version of experiments/calibration.py: rates of claims where the truth is known."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+from calibration_arrays import STATISTICS, Design, Where, cells, planted_shift, tally
+
+NULLS = 200  # a rate of 5 % is then known within 5 %, at 3.3 standard errors
+SHORT = [s for s in STATISTICS if "blocks" not in s]
+
+
+@pytest.mark.parametrize("statistic", SHORT)
+@pytest.mark.parametrize("design", [Design(12, alike=False, heavy=True), Design(40, alike=True, heavy=False)])
+def test_claims_are_false_no_more_often_than_they_say(statistic: str, design: Design) -> None:
+    for cell in cells(statistic, design, NULLS, 0):
+        assert cell.outcome != "bad", (cell, cell.rate)
+
+
+@pytest.mark.parametrize("statistic", [s for s in STATISTICS if "blocks" in s])
+def test_the_familywise_error_over_a_hundred_blocks_is_kept(statistic: str) -> None:
+    for cell in cells(statistic, Design(40, alike=True, heavy=True), NULLS // 2, 1):
+        assert cell.outcome != "bad", (cell, cell.rate)
+
+
+def test_a_planted_shift_is_found_as_often_as_theory_says() -> None:
+    assert planted_shift(400).holds
+
+
+def test_a_rate_that_is_off_is_called_so_on_the_side_where_it_is() -> None:
+    def outcome(hits: int, *, n: int = 40) -> tuple[str, bool]:
+        where = Where("x", "drawn", Design(n, alike=False, heavy=False), n)
+        cell = tally(where, "rejected", [True] * hits + [False] * (1_000 - hits))
+        return cell.outcome, cell.holds
+
+    assert outcome(50) == ("nominal", True)
+    assert outcome(100) == ("bad", False)
+    assert outcome(1) == ("safe", False)
+    assert outcome(1, n=6) == ("safe", True)
+    assert outcome(100, n=6) == ("bad", False)
