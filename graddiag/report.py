@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from graddiag.analyzers import AdamAlignment, Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap
+from graddiag.analyzers import AdamAlignment, Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap, Training
 from graddiag.comparison import Comparison
 from graddiag.errors import ResourceError, UsageError
 from graddiag.exhibits import NAMES as EXHIBITS
@@ -49,6 +49,7 @@ class Findings:
     conflict: Conflict
     framing: Framing
     alignment: Alignment | None
+    training: Training
     audit: Audit
     matrix: CosineMatrix
     command: str
@@ -56,9 +57,9 @@ class Findings:
     alignment_adam: AdamAlignment | None = None
 
     @property
-    def _results(self) -> tuple[LossGap | Conflict | Framing | Alignment | AdamAlignment | Audit, ...]:
-        known = (self.loss_gap, self.conflict, self.framing, self.alignment, self.alignment_adam, self.audit)
-        return tuple(r for r in known if r is not None)
+    def _results(self) -> tuple[LossGap | Conflict | Framing | Alignment | AdamAlignment | Training | Audit, ...]:
+        toward = [r for r in (self.alignment, self.alignment_adam) if r is not None]
+        return (self.loss_gap, self.conflict, self.framing, *toward, self.training, self.audit)
 
     def summary(self) -> dict[str, float | None]:
         """The flat keys of all results; undefined is None."""
@@ -163,7 +164,7 @@ def _tables(findings: Findings) -> dict[str, Table]:
         "Every key": summary_table(findings.summary(), findings.kinds()),
         "Every block": block_table(findings.block_summary()),
         "Every pair": pairs,
-        "Every row": row_table(findings.tables(), findings.alignment, findings.alignment_adam),
+        "Every row": row_table(findings.tables(), findings.training, findings.alignment, findings.alignment_adam),
     }
 
 

@@ -15,6 +15,7 @@ from graddiag.analyzers import (
     cosine_matrix,
     framing,
     loss_gap,
+    training,
 )
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
@@ -101,6 +102,7 @@ def conclude(
         conflict=conflict(comparison, center=analysis.center, seed=analysis.seed),
         framing=framing(comparison, safety, seed=analysis.seed),
         alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
+        training=training(comparison, safety, controls),
         audit=audit(comparison, safety, controls, strangers=strangers),
         alignment_adam=adam,
         matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),

@@ -8,6 +8,7 @@ from graddiag.analyzers._framing import Framing, FramingScope, framing
 from graddiag.analyzers._gram import gram
 from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
+from graddiag.analyzers._training import Training, training
 
 __all__ = [
     "AdamAlignment",
@@ -20,6 +21,7 @@ __all__ = [
     "Framing",
     "FramingScope",
     "LossGap",
+    "Training",
     "alignment",
     "alignment_adam",
     "audit",
@@ -28,4 +30,5 @@ __all__ = [
     "framing",
     "gram",
     "loss_gap",
+    "training",
 ]
