@@ -19,6 +19,7 @@ from graddiag.interrupt import Interrupted
 from graddiag.options import (
     AGAINST,
     BLOCKS,
+    EDITS,
     EXACT,
     MAX_LENGTH,
     MEASURE,
@@ -82,7 +83,7 @@ def main() -> None:
 @main.command()
 @click.argument("left")
 @click.argument("right")
-@together(AGAINST, EXACT, MODEL, MEASURE, SAVE)
+@together(AGAINST, EDITS, EXACT, MODEL, MEASURE, SAVE)
 @option("--no-figures", is_flag=True, help="Leave figures and page out.")
 @common
 def compare(
@@ -154,7 +155,7 @@ def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, threshold
 @main.command()
 @click.argument("left")
 @click.argument("right")
-@together(AGAINST, EXACT, MODEL, MEASURE, SAVE)
+@together(AGAINST, EDITS, EXACT, MODEL, MEASURE, SAVE)
 @common
 def plan(
     left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],

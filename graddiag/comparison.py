@@ -10,6 +10,8 @@ from jaxtyping import Bool, Int
 from graddiag.errors import DataError
 from graddiag.signals import TOWARD, PairProducts, Signals, check_same_space
 
+LONGER = 1.1  # ratio of prompt lengths from which a reader is told: a sentence more in a prompt of ten
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -112,6 +114,7 @@ class Comparison:
                 f"{different} of {self.n_pairs} pairs do not have the same target tokens; their "
                 "differences are not due to the request alone."
             )
+        out += self._longer()
         odd = [i for i, a, b in self._pair_clusters() if a != b]
         if odd:
             out.append(
@@ -119,6 +122,25 @@ class Comparison:
                 f"{odd[0]!r}; those of {left} are used."
             )
         return tuple(out)
+
+    def _longer(self) -> list[str]:
+        """A warning where the prompts of one side are longer than their partners', with the ratio."""
+        a, b = (
+            (side.length - side.n_tokens)[at]
+            for side, at in ((self.left, self.left_index), (self.right, self.right_index))
+        )
+        if not self.n_pairs:
+            return []
+        ratio = float(np.median(b / a))
+        names = [self.right.provenance.data, self.left.provenance.data]
+        longer, shorter, more, less = (names[0], names[1], b, a) if ratio > 1 else (names[1], names[0], a, b)
+        if max(ratio, 1 / ratio) < LONGER:
+            return []
+        return [
+            f"The prompts of {longer} are {max(ratio, 1 / ratio):.2f} times as long as those of {shorter} (median over "
+            f"{self.n_pairs} pairs; {np.mean(more):.0f} tokens against {np.mean(less):.0f}, longer in "
+            f"{np.mean(more > less):.0%} of pairs): length differs along with the request."
+        ]
 
     def _pair_clusters(self) -> list[tuple[str, str, str]]:
         at = zip(self.left_index, self.right_index, strict=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from graddiag.analyzers import Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap
-from graddiag.tables import Table, alignment_table, layer_table, matrix_table, position_table
+from graddiag.analyzers import MIN_COUNT, Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap, TokenView
+from graddiag.tables import Table, alignment_table, layer_table, matrix_table, position_table, token_table
 from graddiag.text import visible
 
-NAMES = ("loss_gap", "matrix", "conflict", "framing", "alignment")
+NAMES = ("loss_gap", "tokens", "matrix", "conflict", "framing", "alignment")
 
-Drawable = LossGap | CosineMatrix | Conflict | Framing | Alignment
+Drawable = LossGap | TokenView | CosineMatrix | Conflict | Framing | Alignment
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Exhibit:
 def exhibits(
     *,
     loss_gap: LossGap,
+    tokens: TokenView,
     matrix: CosineMatrix,
     conflict: Conflict,
     framing: Framing,
@@ -36,7 +37,7 @@ def exhibits(
 ) -> tuple[Exhibit, ...]:
     """The figures that these results allow; framing and alignment need a safety set."""
     sides = (visible(loss_gap.left_name), visible(loss_gap.right_name))
-    out = [_loss_gap(loss_gap, *sides), _matrix(matrix, audit), _conflict(conflict)]
+    out = [_loss_gap(loss_gap, *sides), _tokens(tokens), _matrix(matrix, audit), _conflict(conflict)]
     if framing.safety_name is not None:
         out.append(_framing(framing, *sides))
     if alignment is not None:
@@ -50,6 +51,20 @@ def _loss_gap(result: LossGap, left: str, right: str) -> Exhibit:
         f"that of {right}; on the right, the mean gap at each token of the answer, and how many pairs reach it."
     )
     return Exhibit("loss_gap", "Loss gap of pairs", reading, result, position_table(result))
+
+
+def _tokens(result: TokenView) -> Exhibit:
+    reading = (
+        "The band holds the whole curve at once with 95 % confidence: where it leaves 0, the gap is there. Bars are "
+        "the tokens of the vocabulary that contribute most to the mean gap, with how often they occur; tokens are "
+        f"ranked by their mean gap in the table only from {MIN_COUNT} occurrences."
+    )
+    if result.through is not None:
+        reading += (
+            " Alignment is split by the position through which the gradient enters; a position also carries what later "
+            "tokens send back to it, so it is not what its own token caused."
+        )
+    return Exhibit("tokens", "Loss gap by answer token", reading, result, token_table(result))
 
 
 def _matrix(result: CosineMatrix, audit: Audit) -> Exhibit:

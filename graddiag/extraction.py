@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -61,6 +61,10 @@ class Job:
     def tokens(self) -> int:
         """All tokens of all rows."""
         return sum(len(r.tokens) for r in self.rows)
+
+    def touching(self, sides: Sequence[int]) -> Job:
+        """The units with a row of one of these sets."""
+        return replace(self, units=tuple(u for u in self.units if any(self.side[i] in sides for i in u)))
 
     def without(self, ids: set[str]) -> Job:
         """The units that are not done yet."""

@@ -25,17 +25,24 @@ SHARD_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is saved: a folder per set, one for the products of pairs, and one for its mean gradient, if
-    wanted."""
+    """Where a job is saved: a folder per set, one for the products of pairs, and one for its mean gradient, if wanted.
 
-    tables: tuple[Path, ...]
+    None stands for a set whose table is there already: it is measured for its products with the others only.
+    """
+
+    tables: tuple[Path | None, ...]
     pairs: Path | None = None
     mean: Path | None = None
 
     @property
     def stores(self) -> tuple[Path, ...]:
         """All folders that hold shards."""
-        return (*self.tables, self.pairs) if self.pairs else self.tables
+        return (*self.kept, self.pairs) if self.pairs else self.kept
+
+    @property
+    def kept(self) -> tuple[Path, ...]:
+        """The folders of tables that are measured here."""
+        return tuple(p for p in self.tables if p)
 
 
 def measure(
@@ -56,11 +63,11 @@ def measure(
     """
     manifests = _manifests(extractor, job, place, known)
     shards = prepare(manifests, overwrite=overwrite)
-    mean = load_mean(place.mean, place.tables[0].name, shards) if place.mean and shards else None
+    mean = load_mean(place.mean, place.kept[0].name, shards) if place.mean and shards else None
     if place.mean and mean is None:
         mean = MeanGradient()
         shards = restart(manifests)
-    todo = job.without(set(done_ids(place.tables[0])) | set(done_ids(place.tables[-1])))
+    todo = job.without(set(done_ids(place.kept[0])) | set(done_ids(place.kept[-1])))
     if mean:
         for b in extractor.blocks:
             mean.total(b)  # what was loaded goes to the block's own device
@@ -76,7 +83,7 @@ def measure(
     )
     _save(_checked(extractor, todo, chunks), place, mean, shards)
     progress.finish()
-    whole = Chunk(tuple(read_signals(p) for p in place.tables), read_pairs(place.pairs) if place.pairs else _NO_PAIRS)
+    whole = Chunk(tuple(read_signals(p) for p in place.kept), read_pairs(place.pairs) if place.pairs else _NO_PAIRS)
     return whole, mean.known(whole.tables[0]) if mean else None
 
 
@@ -101,13 +108,14 @@ def _save(chunks: Iterator[Chunk], place: Place, mean: MeanGradient | None, shar
             return
         chunk = Chunk.concat(pending)
         if mean and place.mean:
-            save_mean(place.mean, place.tables[0].name, mean, shards + 1)
-        tables: dict[Path, Signals | PairProducts] = dict(zip(place.tables, chunk.tables, strict=True))
+            save_mean(place.mean, place.kept[0].name, mean, shards + 1)
+        measured = zip(place.tables, chunk.tables, strict=True)
+        tables: dict[Path, Signals | PairProducts] = {path: table for path, table in measured if path}
         commit(shards, tables | {place.pairs: chunk.pairs} if place.pairs else tables)
         shards += 1
         pending, started = [], time.monotonic()
         if place.mean:
-            forget_means(place.mean, place.tables[0].name, but=shards)
+            forget_means(place.mean, place.kept[0].name, but=shards)
 
     try:
         with deferred_stop() as stop:
@@ -129,6 +137,8 @@ def _manifests(extractor: Extractor, job: Job, place: Place, known: KnownMean | 
     reference = known.reference if known else None
     out = {}
     for one, path in zip(job.sets, place.tables, strict=True):
+        if path is None:
+            continue
         rows = [(r.id, r.cluster, r.digest) for r in one.rows]
         about = Identity(extractor.space, extractor.provenance(one.name), reference, known.adam if known else None)
         out[path] = describe(about, rows, token_scores=known is not None and known.token_scores)

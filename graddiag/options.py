@@ -121,6 +121,16 @@ AGAINST = together(
         "--center", is_flag=True, help="Subtract the grand mean before cosines; pushes cosines between sets below zero."
     ),
 )
+EDITS = together(
+    *(
+        option(f"--{what}-{side}", default=None, metavar="TEXT", help=help_text.format(side=side.upper()))
+        for what, help_text in (
+            ("strip", "Compare once more without this text at the end of each last user turn of {side}."),
+            ("append", "Compare once more with this text at the end of each last user turn of {side}."),
+        )
+        for side in ("left", "right")
+    )
+)
 TOWARD = option(
     "--safety",
     default=None,

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from graddiag.exhibits import Exhibit
+from graddiag.pair_view import PairView
 from graddiag.rules import LIMITS, RULES
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
@@ -24,7 +25,8 @@ TEXT_LENGTH = 120  # characters of a cell
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows, from top to bottom; `images` are the exhibits' figures (SVG) by name."""
+    """What the page shows; `images` are the exhibits' figures (SVG) by name, `beside` the comparison with an edit,
+    `pair` one pair."""
 
     title: str
     verdict: Sequence[str]
@@ -34,6 +36,8 @@ class Page:
     tables: Mapping[str, Table]
     origins: Table
     facts: Mapping[str, str]
+    beside: Table | None = None
+    pair: PairView | None = None
 
 
 def render_page(page: Page) -> str:

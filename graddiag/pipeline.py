@@ -12,6 +12,7 @@ from typing import Unpack
 from torch.optim import Optimizer
 
 from graddiag.data import Source
+from graddiag.edits import edits_of
 from graddiag.encoding import match_targets
 from graddiag.errors import UsageError
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, check_safety_given, state_for
@@ -22,8 +23,9 @@ from graddiag.preparation import NOTES_FILE, How, Input, Prepared, chosen_by_use
 from graddiag.projection import make_projector
 from graddiag.reporting import AUDIT, Analysis, Result, conclude, engine_notes, save_run
 from graddiag.running import Run, turns_for
-from graddiag.signals import Signals
+from graddiag.signals import PairProducts, Signals
 from graddiag.strangers import measure_strangers
+from graddiag.token_texts import keep_texts
 
 PAIRS = ("exact", "projected")
 
@@ -34,6 +36,10 @@ def compare(
     *,
     safety: Input | None = None,
     controls: Mapping[str, Input] | None = None,
+    strip_left: str | None = None,
+    strip_right: str | None = None,
+    append_left: str | None = None,
+    append_right: str | None = None,
     pairs: str = "exact",
     center: bool = False,
     token_scores: bool = False,
@@ -59,15 +65,21 @@ def compare(
     checkpoint folder), alignment is also that of what each row adds to Adam's next step. Where the mean safety gradient
     needs more than `mean_memory` bytes (default: half of what is free), blocks take turns, see `running.Run`.
 
+    With `strip_left` and so on, a text is taken from the end of every last user turn of that side, or put there (see
+    `Edit`), and the same comparison runs once more with these prompts: `edited/...` in the summary. A side that is not
+    edited keeps its signals; only exact products of pairs need its gradients again.
+
     Raises UsageError, DataError or ResourceError with what to do.
     """
     check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
     if pairs not in PAIRS:
         raise UsageError(f"There is no --pairs {pairs!r}. Allowed: {', '.join(PAIRS)}.")
-    prepared = prepare(_roles(left, right, safety, controls), **how)
+    edits = edits_of(strip_left=strip_left, strip_right=strip_right, append_left=append_left, append_right=append_right)
+    prepared = prepare(_roles(left, right, safety, controls), edits=edits, **how)
     names = (prepared.name("left"), prepared.name("right"), prepared.model)
     folder = Path(out) if out else default_out(*names)
-    tables, products, strangers = dict(prepared.saved), None, None
+    tables, strangers = dict(prepared.saved), None
+    products: Mapping[str, PairProducts] = {}
     engine: tuple[str, ...] = ()
     choice = None
     if _leaves_the_choice(prepared, how):
@@ -96,9 +108,11 @@ def compare(
         notes=tuple(dict.fromkeys((*prepared.notes, *([choice.note] if choice and choice.note else [])))),
         engine=engine,
         command=command,
-        exact_pairs=products is not None,
+        exact_pairs=bool(products),
+        edits=edits,
         strangers=strangers is not None,
     )
+    keep_texts(folder, prepared.texts)
     save_run(folder, tables, list(prepared.saved), kept, overwrite=overwrite)
     return conclude(tables, products, kept, folder, strangers=strangers, figures=figures)
 
@@ -144,6 +158,7 @@ def extract_to(
     run = Run(extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores, state, turns)
     signals = run.all(prepared.encoded, exact_pairs=False).tables["set"]
     notes = (*prepared.notes, *extractor.notes)
+    keep_texts(folder, prepared.texts)
     with disk_named(folder):
         write_json(folder / NOTES_FILE, {"notes": notes})
     return Extracted(folder, signals, (*signals.warnings, *notes))
@@ -155,6 +170,10 @@ def plan_compare(
     *,
     safety: Input | None = None,
     controls: Mapping[str, Input] | None = None,
+    strip_left: str | None = None,
+    strip_right: str | None = None,
+    append_left: str | None = None,
+    append_right: str | None = None,
     pairs: str = "exact",
     token_scores: bool = False,
     optimizer: Optimizer | str | Path | None = None,
@@ -163,7 +182,8 @@ def plan_compare(
     **how: Unpack[How],
 ) -> Plan:
     """What `compare` with the same arguments would cost; measures a few rows for the rate, and writes nothing."""
-    prepared = prepare(_roles(left, right, safety, controls), **how)
+    edits = edits_of(strip_left=strip_left, strip_right=strip_right, append_left=append_left, append_right=append_right)
+    prepared = prepare(_roles(left, right, safety, controls), edits=edits, **how)
     if prepared.extractor is None:
         raise UsageError("All sets are saved signals already: there is nothing to measure, so nothing to plan.")
     choice = None

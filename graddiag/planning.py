@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
 
+from graddiag.edits import SIDES, SUFFIX
 from graddiag.encoding import Encoded, EncodedSet
 from graddiag.extractor import Extractor
 from graddiag.progress import clock
@@ -99,12 +100,21 @@ def plan(
         + ("safety" in sets) * _means(blocks, turns, adam=adam),
         disk=_disk(extractor, blocks, rows, with_mean="safety" in sets, exact_pairs=exact_pairs),
         tokens_per_second=rate,
-        seconds=len(turns) * sum(tokens.values()) / rate,
+        seconds=len(turns) * (sum(tokens.values()) + (exact_pairs and _again(tokens))) / rate,
         free_memory=psutil.virtual_memory().available,
         turns=len(turns),
         dim=extractor.projector.dim,
         projection=f"{extractor.projector.kind}, {extractor.projector.dim} numbers per row and block",
     )
+
+
+def _again(tokens: Mapping[str, int]) -> int:
+    """Tokens of the side that is not edited where the other one is: products with the edited rows need it again."""
+    return sum(tokens.get(s, 0) for s in SIDES if s + SUFFIX not in tokens) if _is_edited(tokens) else 0
+
+
+def _is_edited(roles: Collection[str]) -> bool:
+    return any(s + SUFFIX in roles for s in SIDES)
 
 
 def _rate(extractor: Extractor, rows: list[Encoded]) -> float:
@@ -128,7 +138,7 @@ def _means(blocks: list[Block], turns: Sequence[Sequence[str]], *, adam: bool) -
 def _memory(extractor: Extractor, blocks: list[Block], batch_tokens: int) -> int:
     """Weights, two gradients of the largest block, inputs and outputs of the blocks for one batch."""
     weights = sum(p.numel() * p.element_size() for p in extractor.model.parameters())
-    kept = sum(b.shape[0] + b.shape[1] for b in blocks) * batch_tokens * _FLOAT
+    kept = sum(sum(b.shape[-2:]) for b in blocks) * batch_tokens * _FLOAT
     work = 2 * max(math.prod(b.shape) for b in blocks) * _FLOAT
     return weights + 2 * kept + work
 
@@ -138,5 +148,6 @@ def _disk(
 ) -> int:
     row = sum(extractor.projector.size(b) * _FLOAT + 16 for b in blocks)
     pairs = min(rows.get("left", 0), rows.get("right", 0)) * len(blocks) * 16 if exact_pairs else 0
+    pairs *= 2 if _is_edited(rows) else 1
     means = sum(math.prod(b.shape) for b in blocks) * _FLOAT if with_mean else 0
     return row * sum(rows.values()) + pairs + means

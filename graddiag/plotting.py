@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Literal
 
-import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from jaxtyping import Float
@@ -18,16 +15,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from graddiag.analyzers import Alignment, Conflict, CosineMatrix, Framing, LossGap
+from graddiag.analyzers import Alignment, Conflict, CosineMatrix, Framing, LossGap, TokenView
+from graddiag.canvas import (
+    CONTROL,
+    FAINT,
+    INK,
+    LEFT,
+    NAME_LENGTH,
+    RIGHT,
+    WIDTH,
+    empty_figure,
+    label,
+    look,
+    say,
+    zero_line,
+)
 from graddiag.layers import Panel, panels
 from graddiag.statistics import Estimate
-from graddiag.text import interval, visible
+from graddiag.text import interval
+from graddiag.token_figure import draw_tokens
 
-_COLOURS = [str(c) for c in sns.color_palette("colorblind").as_hex()]
-LEFT, RIGHT, CONTROL = _COLOURS[3], _COLOURS[0], _COLOURS[7]
 DIVERGING = "RdBu"  # red is -1, blue +1; readers with any common colour blindness tell them apart
-INK, GREY, FAINT = "#222222", "#5a5a5a", "#8a8a8a"
-NAME_LENGTH = 26  # characters of a name on an axis
 MOST_STRIPS = 30  # more clusters than this cannot be labelled; pairs are then drawn in the order of their gaps
 MOST_PANELS = 16  # more kinds of block than this make panels too small to read; the table has them all
 PANELS_IN_A_ROW = 4
@@ -35,29 +43,29 @@ HALVES = (-1, -0.5, 0, 0.5, 1)  # ticks of a cosine
 MATRIX_LETTERS = 44  # as many fit along a side of the matrix
 MOST_BORDERS = 60  # more lines between clusters than this hide the cells
 ROWS_FOR_A_SHAPE = 5  # fewer different values than this have no shape to draw, only dots
-TITLE_DENSITY, NOTE_DENSITY = 12, 17  # characters per inch at the sizes of a title and of a note
-WIDTH = 7.2  # inches: the text width of a page
 DPI = 200  # pixels per inch of a PNG, and of the matrix inside an SVG
 
 
 @singledispatch
 def _draw(result: object) -> Figure:
-    raise TypeError(f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment have.")
+    raise TypeError(
+        f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment, TokenView have."
+    )
 
 
-def plot(result: CosineMatrix | Conflict | Framing | LossGap | Alignment) -> Figure:
-    """The figure of a result: the matrix, cosines by layer, the loss gap, or alignment with safety.
+def plot(result: CosineMatrix | Conflict | Framing | LossGap | Alignment | TokenView) -> Figure:
+    """The figure of a result: the matrix, cosines by layer, the loss gap, its tokens, or alignment with safety.
 
     Cosines are drawn on [-1, 1]; bars and bands are 95 % intervals. Raises TypeError for any other result.
     """
-    with _look():
+    with look():
         return _draw(result)
 
 
 def render(figure: Figure, form: Literal["svg", "png"]) -> bytes:
     """The figure as a file, without dates or random names: equal figures give equal bytes."""
     stream = io.BytesIO()
-    with _look():
+    with look():
         figure.savefig(stream, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else {"Software": None})
     return stream.getvalue()
 
@@ -66,7 +74,7 @@ def render(figure: Figure, form: Literal["svg", "png"]) -> bytes:
 def _matrix(result: CosineMatrix) -> Figure:
     rows = "; ".join(label(s, 60) for s in result.selection) or "all rows"
     note = f"{rows}; by cluster within a set"
-    figure = _figure(5.4, 4.9, "Cosine of every row's gradient with every other", note)
+    figure = empty_figure(5.4, 4.9, "Cosine of every row's gradient with every other", note)
     axes = figure.subplots()
     axes.set_facecolor("#bbbbbb")
     sns.heatmap(
@@ -124,7 +132,7 @@ def _by_layer(by_block: Mapping[str, Estimate], overall: Estimate, title: str, n
     rows = math.ceil(len(shown) / columns) or 1
     left_out = f"; {len(found) - len(shown)} kinds more in the table" if len(found) > len(shown) else ""
     note += f"{left_out}; bars: 95 % intervals; grey: all blocks as one vector, {_interval(overall)}"
-    figure = _figure(max(0.6 + 1.65 * columns, 4.4), 1.0 + 1.55 * rows, title, note)
+    figure = empty_figure(max(0.6 + 1.65 * columns, 4.4), 1.0 + 1.55 * rows, title, note)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, panel in zip(grid.flat, shown, strict=False):
         _panel(axes, panel, by_block, overall)
@@ -137,7 +145,7 @@ def _by_layer(by_block: Mapping[str, Estimate], overall: Estimate, title: str, n
 
 def _panel(axes: Axes, panel: Panel, by_block: Mapping[str, Estimate], overall: Estimate) -> None:
     estimates = [by_block[b] for b in panel.blocks]
-    _zero(axes.axhline)
+    zero_line(axes.axhline)
     if math.isfinite(overall.value):
         axes.axhspan(overall.low, overall.high, color=FAINT, alpha=0.25, linewidth=0)
         axes.axhline(overall.value, color=FAINT, linewidth=1)
@@ -159,7 +167,7 @@ def _loss_gap(result: LossGap) -> Figure:
     height = max(3.2, 0.17 * result.n_clusters + 1.4) if _has_strips(result) else 3.2
     same = f"{result.n_identical} of {result.n_pairs} pairs have the same target tokens"
     title = f"Loss of {label(result.left_name)} minus {label(result.right_name)}"
-    figure = _figure(WIDTH, height, title, f"grey: mean over pairs, {_interval(result.mean)}; {same}")
+    figure = empty_figure(WIDTH, height, title, f"grey: mean over pairs, {_interval(result.mean)}; {same}")
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1), height_ratios=(3, 1))
     _gap_by_pair(figure.add_subplot(grid[:, 0]), result)
     above = figure.add_subplot(grid[0, 1])
@@ -170,9 +178,9 @@ def _loss_gap(result: LossGap) -> Figure:
 def _gap_by_pair(axes: Axes, result: LossGap) -> None:
     axes.set_title(f"by pair ({result.n_pairs} pairs, {result.n_clusters} clusters)")
     if not result.n_pairs:
-        _say(axes, "no pairs")
+        say(axes, "no pairs")
         return
-    _zero(axes.axvline)
+    zero_line(axes.axvline)
     if math.isfinite(result.mean.low):
         axes.axvspan(result.mean.low, result.mean.high, color=FAINT, alpha=0.25, linewidth=0)
     axes.axvline(result.mean.value, color=FAINT, linewidth=1)
@@ -199,13 +207,13 @@ def _gap_by_position(above: Axes, below: Axes, result: LossGap) -> None:
     position = np.arange(1, len(result.position_gap) + 1)
     if len(position):
         dot = "o" if len(position) == 1 else None  # a line needs two points
-        _zero(above.axhline)
+        zero_line(above.axhline)
         above.fill_between(position, result.position_low, result.position_high, color=LEFT, alpha=0.25, linewidth=0)
         sns.lineplot(x=position, y=result.position_gap, color=LEFT, linewidth=1.1, marker=dot, estimator=None, ax=above)
         below.fill_between(position, 0, result.position_n, step="mid", color=FAINT, alpha=0.45, linewidth=0)
         below.set_ylim(0, 1.1 * result.position_n.max())
     else:
-        _say(above, "no position reached by enough pairs")
+        say(above, "no position reached by enough pairs")
     above.set_ylabel("gap, nats")
     below.set(ylabel="pairs", xlabel="position in the answer, tokens")
     below.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -220,7 +228,7 @@ def _alignment(result: Alignment) -> Figure:
     difference = f"left minus right over {len(result.ids)} pairs: {_interval(result.overall.difference)}"
     note = f"below 0: to first order, a step raises the loss on safe answers; {kind}, given safety; {difference}"
     title = f"Cosine of each row's gradient with the mean safety gradient ({label(result.safety_name)})"
-    figure = _figure(WIDTH, 1.7 + 0.42 * len(estimates), title, note)
+    figure = empty_figure(WIDTH, 1.7 + 0.42 * len(estimates), title, note)
     whole, enlarged = figure.subplots(1, 2, sharey=True)
     for axes in (whole, enlarged):
         _rows_with_safety(axes, result, list(estimates))
@@ -234,7 +242,7 @@ def _alignment(result: Alignment) -> Figure:
 
 
 def _rows_with_safety(axes: Axes, result: Alignment, keys: Sequence[str]) -> None:
-    _zero(axes.axvline)
+    zero_line(axes.axvline)
     for y, key in enumerate(keys):
         values = result.rows[key][np.isfinite(result.rows[key])]
         colour = {"left": LEFT, "right": RIGHT}.get(key, CONTROL)
@@ -249,47 +257,15 @@ def _rows_with_safety(axes: Axes, result: Alignment, keys: Sequence[str]) -> Non
     axes.set(ylim=(len(keys) - 0.5, -0.5), xlabel="cosine", ylabel="")
 
 
-def label(text: str, limit: int = NAME_LENGTH) -> str:
-    """A name for a figure: control characters visible, cut to `limit` characters, a dollar sign never mathematics."""
-    return visible(text, limit=limit).replace("$", r"\$")
-
-
-def _look() -> AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            **sns.axes_style("ticks"),
-            **sns.plotting_context("paper", font_scale=0.85),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": FAINT,
-            "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: every machine draws the same figure
-            "svg.fonttype": "path",  # and every reader sees it, without that font
-            "svg.hashsalt": "graddiag",  # equal numbers give equal files
-        }
-    )
-
-
-def _figure(width: float, height: float, title: str, note: str) -> Figure:
-    """An empty figure (sizes in inches) with a title above and a note below."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(textwrap.fill(title, int(width * TITLE_DENSITY)), x=0.01, ha="left", fontsize=10, fontweight="bold")
-    figure.supxlabel(textwrap.fill(note, int(width * NOTE_DENSITY)), x=0.01, ha="left", fontsize=7.5, color=GREY)
-    return figure
+@_draw.register
+def _tokens(result: TokenView) -> Figure:
+    return draw_tokens(result)
 
 
 def _dots(axes: Axes, values: Float[np.ndarray, " n"], y: int, colour: str) -> None:
     """A strip of dots, spread by multiples of the golden ratio: even, and without random numbers."""
     spread = 0.3 * (np.arange(1, len(values) + 1) * 0.618034 % 1 - 0.5)
     sns.scatterplot(x=values, y=y + spread, color=colour, s=8, alpha=0.6, linewidth=0, ax=axes)
-
-
-def _zero(line: Callable[..., object]) -> None:
-    line(0, color=INK, linewidth=0.8)
-
-
-def _say(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT)
-    axes.set(xticks=(), yticks=())
 
 
 def _interval(e: Estimate) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -11,6 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graddiag.bases import MEANS, REFERENCE_ROWS, Given, first_kind, kept_bases, on_bases, read_reference
 from graddiag.data import ExampleSet, Source, read_set
+from graddiag.decoding import target_texts
+from graddiag.editing import with_edits
+from graddiag.edits import Edit
 from graddiag.encoding import Encoded, EncodedSet, doubled_special_tokens, encode
 from graddiag.errors import DataError, UsageError
 from graddiag.extraction import ready
@@ -20,11 +23,13 @@ from graddiag.models import load_model
 from graddiag.projection import Bases
 from graddiag.signals import Signals, check_same_space
 from graddiag.store import is_store, read_signals
+from graddiag.token_texts import read_texts
 
 Input = Source | Signals
 KIND, DIM = "logra", 256  # where nobody says otherwise and nothing is chosen
 NOTES_FILE = "notes.json"
 _CLUSTERED = ("left", "right", "set")  # the option `cluster` speaks of their columns and row numbers
+_ANSWERS = ("left", "right", "set")  # whose answer tokens a report shows
 Model = PreTrainedModel | str | Path
 
 
@@ -53,7 +58,8 @@ class How(TypedDict, total=False):
 class Prepared:
     """The sets of a run by role (left, right, safety, control-NAME): saved tables, and what is still to be measured.
 
-    `extractor` is None where every set is a saved table already. Where `reference` has rows, their bases must still be
+    `texts` are those of the answer tokens of the sides, by token id. `extractor` is None where every set is a saved
+    table already. Where `reference` has rows, their bases must still be
     measured or found (`settle`), and the extractor is only a pilot.
     """
 
@@ -63,6 +69,7 @@ class Prepared:
     model: str
     notes: tuple[str, ...]
     reference: tuple[Encoded, ...] = ()
+    texts: Mapping[int, str] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def name(self, role: str) -> str:
@@ -70,8 +77,10 @@ class Prepared:
         return self.saved[role].provenance.data if role in self.saved else self.encoded[role].name
 
 
-def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
+def prepare(sources: Mapping[str, Input], *, edits: Sequence[Edit] = (), **how: Unpack[How]) -> Prepared:
     """Reads and encodes every set that is not saved signals, and makes the model ready for them.
+
+    With `edits`, an edited side is there twice: as it was given, and edited, under the role of the edit.
 
     Everything that can be wrong with the input is found here, before anything long runs. Raises UsageError or
     DataError.
@@ -88,11 +97,12 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
             cluster = how.get("cluster") if role in _CLUSTERED else None
             read = read_set(one, limit=limit, cluster=cluster, skip_bad_rows=skip)
             sets[role] = replace(read, name=role) if read.name == "examples" and role != "set" else read
+    sets = with_edits(sets, edits)
     name = model_name(how.get("model", "smollm2"))
     notes = [n for s in sets.values() for n in s.notes]
     notes += [n for role in saved for n in _saved_notes(sources[role])]
     if not sets:
-        return Prepared(saved, {}, None, name, tuple(notes))
+        return Prepared(saved, {}, None, name, tuple(notes), texts=_kept_texts(sources))
     if saved and not chosen_by_user(how):
         space = next(iter(saved.values())).space
         how = {**how, "projection": space.projection, "dim": space.dim}
@@ -111,10 +121,17 @@ def prepare(sources: Mapping[str, Input], **how: Unpack[How]) -> Prepared:
     reference: tuple[Encoded, ...] = ()
     if how.get("projection") == "lowrank" and not isinstance(known, Bases):
         reference = _first_rows(saved, encoded) if known is None else encoded_set(known).rows
-    prepared = Prepared(saved, encoded, extractor, name, tuple(notes), reference, tokenizer)
+    texts = target_texts([encoded[r] for r in encoded.keys() & set(_ANSWERS)], tokenizer) | _kept_texts(sources)
+    prepared = Prepared(saved, encoded, extractor, name, tuple(notes), reference, texts, tokenizer)
     if not reference:
         _check_saved(prepared, extractor)
     return prepared
+
+
+def _kept_texts(sources: Mapping[str, Input]) -> dict[int, str]:
+    """The texts of tokens that were kept beside saved signals."""
+    folders = [Path(one) for role, one in sources.items() if role in _ANSWERS and isinstance(one, (str, Path))]
+    return {i: text for f in folders if is_store(f) for i, text in read_texts(f).items()}
 
 
 def chosen_by_user(how: How) -> bool:

@@ -2,92 +2,31 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from graddiag.analyzers import AdamAlignment, Alignment, Audit, Conflict, CosineMatrix, Framing, LossGap, Training
-from graddiag.comparison import Comparison
-from graddiag.errors import ResourceError, UsageError
+from graddiag.beside import Beside, beside_lines, beside_table, beside_view
+from graddiag.edits import SUFFIX
 from graddiag.exhibits import NAMES as EXHIBITS
 from graddiag.exhibits import Exhibit, exhibits
-from graddiag.files import write_atomically
+from graddiag.findings import Edited, Findings
+from graddiag.folder import Folder
 from graddiag.page import Page, render_page
+from graddiag.pair_view import pair_view
 from graddiag.plotting import plot, render
-from graddiag.rules import PROJECTION_SE, Setting
+from graddiag.rules import Setting
 from graddiag.signals import Provenance, Signals
-from graddiag.tables import Table, block_table, pair_table, row_table, summary_table, to_csv
+from graddiag.tables import Table, block_table, pair_table, row_table, summary_table, to_csv, token_position_table
 from graddiag.text import visible
 from graddiag.verdict import verdict
 
 SCHEMA = 1
-FULL = (errno.ENOSPC, errno.EDQUOT)
+OPTIONAL_TABLES = ("edited", "summary-edited")
 Json = Mapping[str, object]
-_ENDS = ("", "/low", "/high")
-_FORMS = ("alignment", "alignment_adam")
-ALIGNMENT_KEYS = (  # there also where no safety set, or no optimizer, is given, and then undefined
-    *(f"{form}/{side}{end}" for form in _FORMS for side in ("left", "right", "difference") for end in _ENDS),
-    *(f"{form}/difference/p" for form in _FORMS),
-    "alignment_adam/momentum",
-    *(f"alignment/{side}/{PROJECTION_SE}" for side in ("left", "right", "difference")),
-)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Everything that was found in one comparison, and what a reader must know before believing it."""
-
-    comparison: Comparison
-    safety: Signals | None
-    controls: Mapping[str, Signals]
-    loss_gap: LossGap
-    conflict: Conflict
-    framing: Framing
-    alignment: Alignment | None
-    training: Training
-    audit: Audit
-    matrix: CosineMatrix
-    command: str
-    warnings: tuple[str, ...]
-    alignment_adam: AdamAlignment | None = None
-
-    @property
-    def _results(self) -> tuple[LossGap | Conflict | Framing | Alignment | AdamAlignment | Training | Audit, ...]:
-        toward = [r for r in (self.alignment, self.alignment_adam) if r is not None]
-        return (self.loss_gap, self.conflict, self.framing, *toward, self.training, self.audit)
-
-    def summary(self) -> dict[str, float | None]:
-        """The flat keys of all results; undefined is None."""
-        found = {k: v for result in self._results for k, v in result.summary().items()}
-        return found | {k: None for k in self._alignment_keys if k not in found}
-
-    def kinds(self) -> dict[str, str]:
-        """For each key, whether it is "exact", "projected" or of the "loss"."""
-        found = {k: v for result in self._results for k, v in result.kinds().items()}
-        return found | {k: "exact" for k in self._alignment_keys if k not in found}
-
-    @property
-    def _alignment_keys(self) -> tuple[str, ...]:
-        """All that a run with a safety set, these controls and an optimizer has."""
-        controls = [f"{form}/control:{name}{end}" for form in _FORMS for name in self.controls for end in _ENDS]
-        errors = [f"alignment/control:{name}/{PROJECTION_SE}" for name in self.controls]
-        return (*ALIGNMENT_KEYS, *controls, *errors)
-
-    def block_summary(self) -> dict[str, dict[str, float | None]]:
-        """The same keys per block, in model order, where they make sense."""
-        parts = [result.block_summary() for result in self._results]
-        return {b: {k: v for p in parts for k, v in p.get(b, {}).items()} for b in self.comparison.left.blocks}
-
-    def tables(self) -> dict[str, Signals]:
-        """All tables by their role: left, right, safety, control:NAME."""
-        sides = {"left": self.comparison.left, "right": self.comparison.right}
-        safety = {} if self.safety is None else {"safety": self.safety}
-        return sides | safety | {f"control:{name}": t for name, t in self.controls.items()}
 
 
 @dataclass(frozen=True)
@@ -107,10 +46,12 @@ def write_report(findings: Findings, out: Path, *, figures: bool = True) -> Repo
     Every file is complete or absent. Without `figures` those of an earlier report are removed: they would show other
     numbers. Raises ResourceError where the disk is full, UsageError where the folder cannot be written.
     """
-    lines = tuple(verdict(findings.summary(), setting_of(findings)))
+    beside = _beside(findings)
+    lines = (*verdict(findings.summary(), setting_of(findings)), *(beside_lines(beside) if beside else ()))
     warnings = tuple(visible(w) for w in findings.warnings)
     shown = exhibits(
         loss_gap=findings.loss_gap,
+        tokens=findings.tokens,
         matrix=findings.matrix,
         conflict=findings.conflict,
         framing=findings.framing,
@@ -118,9 +59,9 @@ def write_report(findings: Findings, out: Path, *, figures: bool = True) -> Repo
         audit=findings.audit,
     )
     tables = _tables(findings)
-    folder = _Folder(out)
+    folder = Folder(out)
     folder.remove(["report.html", *(f"figures/{name}.{form}" for name in EXHIBITS for form in ("svg", "png"))])
-    folder.remove([f"tables/{name}.csv" for name in EXHIBITS])
+    folder.remove([f"tables/{name}.csv" for name in (*EXHIBITS, *OPTIONAL_TABLES)])
     folder.write("report.json", _json(findings, lines, warnings))
     for table in (*(e.table for e in shown), *tables.values()):
         folder.write(f"tables/{table.name}.csv", to_csv(table))
@@ -128,7 +69,10 @@ def write_report(findings: Findings, out: Path, *, figures: bool = True) -> Repo
     if figures:
         images = _draw(folder, shown)
         origins, facts = _origins(findings), _facts(findings)
-        page = Page(_title(findings), lines, warnings, shown, images, tables, origins, facts)
+        view = beside_view(beside) if beside else None
+        page = Page(
+            _title(findings), lines, warnings, shown, images, tables, origins, facts, view, pair_view(findings.tokens)
+        )
         html = folder.write("report.html", render_page(page))
     return Report(out / "report.json", html, findings.summary(), lines, warnings)
 
@@ -139,7 +83,11 @@ def setting_of(findings: Findings) -> Setting:
     left, right = comparison.left.provenance, comparison.right.provenance
     same = left.data == right.data
     safety = findings.safety.provenance if findings.safety is not None else None
-    others = (role for role, t in tables.items() if safety is not None and t.provenance.weights != safety.weights)
+    others = (
+        role
+        for role, t in tables.items()
+        if safety is not None and t.provenance.weights != safety.weights and not role.endswith(SUFFIX)
+    )
     return Setting(
         left=_side(left, "left", left.model != right.model) if same else left.data,
         right=_side(right, "right", left.model != right.model) if same else right.data,
@@ -160,12 +108,37 @@ def _side(one: Provenance, side: str, by_model: bool) -> str:
 
 def _tables(findings: Findings) -> dict[str, Table]:
     pairs = pair_table(findings.comparison, findings.loss_gap, findings.conflict, findings.alignment)
+    beside = _beside(findings)
     return {
-        "Every key": summary_table(findings.summary(), findings.kinds()),
+        **({"Both comparisons in numbers": beside_table(beside)} if beside else {}),
+        "Every key": summary_table(findings.own_summary(), findings.kinds()),
+        **({"Every key of the edited comparison": _edited_table(findings.edited)} if findings.edited else {}),
         "Every block": block_table(findings.block_summary()),
+        "Every position in the answer": token_position_table(findings.tokens),
         "Every pair": pairs,
         "Every row": row_table(findings.tables(), findings.training, findings.alignment, findings.alignment_adam),
     }
+
+
+def _edited_table(edited: Edited) -> Table:
+    return replace(summary_table(edited.findings.summary(), edited.findings.kinds()), name="summary-edited")
+
+
+def _beside(findings: Findings) -> Beside | None:
+    """The two comparisons as they are shown beside each other."""
+    edited = findings.edited
+    if edited is None:
+        return None
+    words = "; ".join(e.words() for e in edited.edits)
+    change = edited.change.summary()
+    return Beside(
+        words,
+        findings.own_summary(),
+        edited.findings.summary(),
+        setting_of(findings),
+        setting_of(edited.findings),
+        change,
+    )
 
 
 def _json(findings: Findings, lines: tuple[str, ...], warnings: tuple[str, ...]) -> str:
@@ -200,6 +173,7 @@ def _provenance(findings: Findings) -> Json:
         "differs": comparison.differs,
         "pairs": "exact" if findings.conflict.exact_pairs else "projected",
         "centered": findings.conflict.centered,
+        "edits": [asdict(e) for e in findings.edited.edits] if findings.edited else [],
     }
 
 
@@ -226,7 +200,7 @@ def _origins(findings: Findings) -> Table:
 
 
 def _facts(findings: Findings) -> dict[str, str]:
-    space = findings.comparison.left.space
+    space, edited = findings.comparison.left.space, findings.edited
     versions = dict(v for t in findings.tables().values() for v in t.provenance.versions)
     return {
         "command": findings.command or "called from Python",
@@ -235,6 +209,7 @@ def _facts(findings: Findings) -> dict[str, str]:
         **{k: str(v) for k, v in asdict(space).items() if k != "blocks"},
         "optimizer": _optimizer(findings.comparison.left),
         "paired cosines": "exact" if findings.conflict.exact_pairs else "projected",
+        "edit of the second comparison": "; ".join(e.words() for e in edited.edits) if edited else "none",
         "grand mean subtracted": "yes" if findings.conflict.centered else "no",
         "versions": ", ".join(f"{k} {v}" for k, v in {"graddiag": version("graddiag"), **versions}.items()),
     }
@@ -250,7 +225,7 @@ def _title(findings: Findings) -> str:
     return f"{setting.left} against {setting.right}"
 
 
-def _draw(folder: _Folder, shown: tuple[Exhibit, ...]) -> dict[str, bytes]:
+def _draw(folder: Folder, shown: tuple[Exhibit, ...]) -> dict[str, bytes]:
     """Writes every figure, and gives the SVGs by name."""
     images = {}
     for exhibit in shown:
@@ -259,39 +234,3 @@ def _draw(folder: _Folder, shown: tuple[Exhibit, ...]) -> dict[str, bytes]:
         folder.write(f"figures/{exhibit.name}.svg", images[exhibit.name])
         folder.write(f"figures/{exhibit.name}.png", render(figure, "png"))
     return images
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """A folder whose files are complete or absent, and which knows what it has."""
-
-    path: Path
-    kept: list[str] = field(default_factory=list)
-
-    def write(self, name: str, content: bytes | str) -> Path:
-        raw = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-        path = self.path / name
-        with self._named(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda p: p.write_bytes(raw))
-        self.kept.append(name)
-        return path
-
-    def remove(self, names: list[str]) -> None:
-        for name in names:
-            with self._named(self.path / name):
-                (self.path / name).unlink(missing_ok=True)
-
-    @contextmanager
-    def _named(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in FULL:
-                raise ResourceError(
-                    f"The disk is full: {path} could not be written. Kept: {', '.join(self.kept) or 'nothing'}. "
-                    f"Make room, then: graddiag report {self.path}"
-                ) from error
-            raise UsageError(
-                f"{path} cannot be written ({error.strerror}). Choose another folder with --out."
-            ) from error

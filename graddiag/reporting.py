@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from graddiag.analyzers import (
     AdamAlignment,
+    Alignment,
+    Conflict,
+    LossGap,
     alignment,
     alignment_adam,
     audit,
     conflict,
     cosine_matrix,
+    edit_change,
     framing,
     loss_gap,
+    token_view,
     training,
 )
 from graddiag.comparison import Comparison
+from graddiag.edits import Edit
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
-from graddiag.report import Findings, Report, write_report
+from graddiag.findings import Edited, Findings
+from graddiag.report import Report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
+from graddiag.token_texts import read_texts
 
 RUN_FILE = "run.json"
+PAIRS, EDITED_PAIRS = "pairs", "pairs-edited"  # folders of exact products
 AUDIT = "audit"  # the store of a run with exact products of rows that are no partners
 
 
@@ -52,6 +61,7 @@ class Analysis:
     engine: tuple[str, ...] = ()
     command: str = ""
     exact_pairs: bool = False
+    edits: tuple[Edit, ...] = ()
     strangers: bool = False
 
 
@@ -70,35 +80,72 @@ def report(run: str | Path, *, figures: bool = True) -> Result:
     assert isinstance(roles, list)
     assert isinstance(kept, dict)
     tables = {role: read_signals(folder / role) for role in roles}
-    analysis = Analysis(**kept | {k: tuple(kept[k]) for k in ("controls", "notes", "engine")})
-    products = read_pairs(folder / "pairs") if analysis.exact_pairs else None
+    lists = {k: tuple(kept[k]) for k in ("controls", "notes", "engine")}
+    analysis = Analysis(**kept | lists | {"edits": tuple(Edit(**e) for e in kept.get("edits", ()))})
+    stores = (PAIRS, *([EDITED_PAIRS] if analysis.edits else [])) if analysis.exact_pairs else ()
+    products = {name: read_pairs(folder / name) for name in stores}
     strangers = read_pairs(folder / AUDIT) if analysis.strangers else None
     return conclude(tables, products, analysis, folder, strangers=strangers, figures=figures)
 
 
 def conclude(
     tables: Mapping[str, Signals],
-    products: PairProducts | None,
+    products: Mapping[str, PairProducts],
     analysis: Analysis,
     folder: Path,
     *,
     strangers: PairProducts | None = None,
     figures: bool,
 ) -> Result:
-    """Every analysis that the tables allow, and the report. Roles: left, right, safety, control-NAME.
+    """Every analysis that the tables allow, and the report.
 
-    `products` are exact ones of pairs, `strangers` of rows that are no partners.
+    Roles: left, right, safety, control-NAME, and left-edited, right-edited for the second comparison, whose products
+    are those of "pairs-edited". `products` are exact ones of pairs, `strangers` of rows that are no partners.
     """
+    texts = read_texts(folder)
+    findings = _findings(tables, products.get(PAIRS), analysis, texts, strangers)
+    if analysis.edits:
+        second = _findings(_with_edits(tables, analysis.edits), products.get(EDITED_PAIRS), analysis, texts)
+        change = edit_change(_of_pairs(findings), _of_pairs(second), seed=analysis.seed)
+        new = [w for w in second.warnings if w not in findings.warnings]
+        findings = replace(
+            findings,
+            edited=Edited(analysis.edits, second, change),
+            warnings=(*findings.warnings, *(f"With the edit: {w}" for w in new)),
+        )
+    return Result(findings, write_report(findings, folder, figures=figures), folder)
+
+
+def _with_edits(tables: Mapping[str, Signals], edits: Sequence[Edit]) -> dict[str, Signals]:
+    """The tables with the edited sides in the place of those that were given."""
+    roles = {e.role for e in edits}
+    kept = {role: t for role, t in tables.items() if role not in roles}
+    return kept | {e.side: tables[e.role] for e in edits}
+
+
+def _of_pairs(findings: Findings) -> tuple[LossGap, Conflict, Alignment | None]:
+    return findings.loss_gap, findings.conflict, findings.alignment
+
+
+def _findings(
+    tables: Mapping[str, Signals],
+    products: PairProducts | None,
+    analysis: Analysis,
+    texts: Mapping[int, str],
+    strangers: PairProducts | None = None,
+) -> Findings:
+    """Every analysis of one comparison."""
     comparison = Comparison(tables["left"], tables["right"], products)
     safety = tables.get("safety")
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
     others = [t for t in (safety, *controls.values()) if t]
     adam = alignment_adam(comparison, safety, controls, seed=analysis.seed) if safety else None
-    findings = Findings(
+    return Findings(
         comparison=comparison,
         safety=safety,
         controls=controls,
         loss_gap=loss_gap(comparison, seed=analysis.seed),
+        tokens=token_view(comparison, texts, seed=analysis.seed),
         conflict=conflict(comparison, center=analysis.center, seed=analysis.seed),
         framing=framing(comparison, safety, seed=analysis.seed),
         alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
@@ -116,7 +163,6 @@ def conclude(
             *analysis.engine,
         ),
     )
-    return Result(findings, write_report(findings, folder, figures=figures), folder)
 
 
 def _overlaps(tables: Mapping[str, Signals]) -> list[str]:

@@ -175,6 +175,7 @@ class Facts:
     n_clusters: int
     error: float
     setting: Setting
+    forced: float = math.nan  # mean inner product across the sides that centring makes, whatever the data
 
     @property
     def smallest_p(self) -> float:
@@ -199,7 +200,8 @@ LIMITS = (
     ),
     Limit(
         "the grand mean was subtracted",
-        "Centred: the grand mean was subtracted, which by itself makes cosines between the sides negative.",
+        "Centred: the grand mean was subtracted, which by itself makes cosines between the sides negative: it forces "
+        "their mean inner product to -n_l n_r ||mu_l - mu_r||^2 / (n_l + n_r)^2 = {facts.forced:.3g}.",
         lambda f: f.setting.centered,
     ),
     Limit("no clusters", "There are no pairs: nothing paired is claimed.", lambda f: f.n_clusters == 0),

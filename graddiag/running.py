@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 
 from graddiag._shards import Identity
 from graddiag.adam import OptimizerState
+from graddiag.edits import SIDES, SUFFIX
 from graddiag.encoding import EncodedSet, match_targets
 from graddiag.extraction import Chunk, Job, check_finite
 from graddiag.extractor import Extractor
@@ -29,10 +30,10 @@ Turns = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Measurements:
-    """A table per role, and the exact products of the pairs where both sides were measured here."""
+    """A table per role, and the exact products of the pairs where both sides were measured here, by their folder."""
 
     tables: Mapping[str, Signals]
-    products: PairProducts | None
+    products: Mapping[str, PairProducts]
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,26 @@ class Run:
         for role, table in tables.items():
             check_finite(table, self.max_nonfinite)
             save_signals(self._place(role), table, overwrite=self.overwrite)
-        found = [p.products for p in parts if p.products is not None]
-        if not found:
-            return Measurements(tables, None)
-        products, left, right = products_side_by_side(found), tables["left"], tables["right"]
+        products = {}
+        for folder, (a, b) in couples(tables).items():
+            if folder in parts[0].products:
+                products[folder] = products_side_by_side([p.products[folder] for p in parts])
+                self._save_products(folder, tables[a], tables[b], products[folder])
+        return Measurements(tables, products)
+
+    def _save_products(self, folder: str, left: Signals, right: Signals, products: PairProducts) -> None:
         names = f"{left.provenance.data} and {right.provenance.data}"
         digest = dict(zip(right.ids, right.digests, strict=True))
         of_left = zip(left.ids, left.clusters, left.digests, strict=True)
-        rows = [(i, cluster, f"{d} {digest[i]}") for i, cluster, d in of_left if i in digest]
+        known = set(products.left_ids)
+        rows = [(i, cluster, f"{d} {digest[i]}") for i, cluster, d in of_left if i in known]
         about = Identity(left.space, replace(left.provenance, data=names))
-        save_pairs(self.folder / "pairs", about, rows, products, overwrite=self.overwrite)
-        return Measurements(tables, products)
+        save_pairs(self.folder / folder, about, rows, products, overwrite=self.overwrite)
 
     def _together(self, encoded: Mapping[str, EncodedSet], *, exact_pairs: bool) -> Measurements:
         """All blocks of the extractor at once."""
         tables: dict[str, Signals] = {}
-        known, products = None, None
+        known, products, sets = None, {}, dict(encoded)
         if "safety" in encoded:
             place = Place((self._place("safety"),), mean=self.folder / "means")
             chunk, mean = self._measure(Job.single(encoded["safety"]), place, None)
@@ -102,11 +107,15 @@ class Run:
             assert mean is not None
             state = self.optimizer.at_hand(self.extractor.blocks) if self.optimizer else None
             known = mean.wanting(token_scores=self.token_scores, optimizer=state)
-        if "left" in encoded and "right" in encoded and exact_pairs:
-            left, right = match_targets(encoded["left"], encoded["right"])
-            place = Place((self._place("left"), self._place("right")), self.folder / "pairs")
-            chunk, _ = self._measure(Job.paired(left, right), place, known)
-            (tables["left"], tables["right"]), products = chunk.tables, chunk.pairs
+        for folder, roles in couples(encoded).items() if exact_pairs else ():
+            new = [r for r in roles if r not in tables]
+            matched = dict(zip(roles, match_targets(*(sets[r] for r in roles)), strict=True))
+            sets |= {r: matched[r] for r in new}
+            job = Job.paired(*(sets[r] for r in roles)).touching([k for k, r in enumerate(roles) if r in new])
+            place = Place(tuple(self._place(r) if r in new else None for r in roles), self.folder / folder)
+            chunk, _ = self._measure(job, place, known)
+            tables |= zip(new, chunk.tables, strict=True)
+            products[folder] = chunk.pairs
         for role in encoded:
             if role not in tables:
                 chunk, _ = self._measure(Job.single(encoded[role]), Place((self._place(role),)), known)
@@ -130,6 +139,18 @@ class Run:
         for table in result[0].tables:
             check_finite(table, self.max_nonfinite)
         return result
+
+
+def couples(roles: Collection[str]) -> dict[str, tuple[str, str]]:
+    """The two sides of each comparison among the roles that are there, by the folder of their exact products.
+
+    An edited side takes the place of the side as it was given; where that one is saved signals, there are no products.
+    """
+    out = {"pairs": SIDES}
+    left, right = (s + SUFFIX if s + SUFFIX in roles else s for s in SIDES)
+    if (left, right) != SIDES:
+        out["pairs" + SUFFIX] = (left, right)
+    return {folder: pair for folder, pair in out.items() if set(pair) <= set(roles)}
 
 
 def turns_for(

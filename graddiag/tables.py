@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from graddiag.analyzers import AdamAlignment, Alignment, Conflict, CosineMatrix, LossGap, Training
+from graddiag.analyzers import AdamAlignment, Alignment, Conflict, CosineMatrix, LossGap, TokenView, Training
 from graddiag.comparison import Comparison
 from graddiag.layers import place
 from graddiag.rules import ENDS, PROJECTION_SE, stem_of
@@ -59,6 +59,30 @@ def position_table(result: LossGap) -> Table:
     columns = (result.position_gap, result.position_low, result.position_high, result.position_n)
     lines = zip(range(1, len(result.position_n) + 1), *(c.tolist() for c in columns), strict=True)
     return Table("loss_gap", ("position", "gap", "low", "high", "n_pairs"), tuple(lines))
+
+
+def token_table(result: TokenView) -> Table:
+    """One line per token of the answers, the largest absolute contribution first.
+
+    Tokens that occur too seldom have no rank by their mean gap.
+    """
+    header = ("token", "text", "count", "pairs", "mean_gap", "contribution", "rank_by_mean")
+    rank = {t.token: k for k, t in enumerate(result.by_mean, start=1)}
+    lines = [(t.token, t.text, t.count, t.pairs, t.mean_gap, t.contribution, rank.get(t.token)) for t in result.telling]
+    return Table("tokens", header, tuple(lines))
+
+
+def token_position_table(result: TokenView) -> Table:
+    """One line per position in the answer, counted from 1, with its part of the mean gap and, where measured, the parts
+    of the cosine with safety through the position that predicts it."""
+    gap = result.gap
+    header: tuple[str, ...] = ("position", "gap", "low", "high", "n_pairs", "share")
+    columns = [gap.mean, gap.low, gap.high, gap.n, result.share]
+    if result.through is not None:
+        header = (*header, "through_left", "through_right")
+        columns += [result.through.left.mean, result.through.right.mean]
+    lines = zip(range(1, len(gap.n) + 1), *(c.tolist() for c in columns), strict=True)
+    return Table("token_positions", header, tuple(lines))
 
 
 def alignment_table(result: Alignment) -> Table:
@@ -135,10 +159,13 @@ def unit(key: str) -> str:
     first, last = key.partition("/")[0], key.rpartition("/")[2]
     if last in _UNITS:
         return _UNITS[last]
-    return {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token"}.get(first, "cosine")
+    return _FAMILIES.get(first, "cosine")
 
 
+_FAMILIES = {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token", "tokens": "share of the mean gap"}
 _UNITS = {
+    "n": "count",
+    "first_gap": "nats",
     "wilcoxon_p": "probability",
     "effect_size": "standard deviations",
     "negative_fraction": "share, 0..1",

@@ -43,6 +43,11 @@ def verdict(summary: Summary, setting: Setting) -> list[str]:
     return lines + read.controls(MOST_LINES - len(lines) - len(limits)) + limits
 
 
+def evidence_of(summary: Summary, setting: Setting, scale: Scale, key: str) -> Evidence:
+    """The number under `key` with its interval and p, and what the setting says about it; all that a rule asks for."""
+    return _Reader(summary, setting).evidence(scale, key)
+
+
 @dataclass(frozen=True)
 class _Reader:
     """The lines, read from one summary."""
@@ -146,7 +151,8 @@ class _Reader:
         )
 
     def limits(self) -> list[str]:
-        facts = Facts(int(self.summary.get("pairs/clusters") or 0), self.number("projection/error"), self.setting)
+        n, error, forced = (self.number(k) for k in ("pairs/clusters", "projection/error", "conflict/forced"))
+        facts = Facts(0 if math.isnan(n) else int(n), error, self.setting, forced)
         return [limit.says.format(facts=facts) for limit in LIMITS if limit.holds(facts)]
 
     @property

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 from tables import RECIPE, Recipe, Table, changed, compared, four_tables
 
-from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap, training
+from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap, token_view, training
 from graddiag.comparison import Comparison
-from graddiag.report import Findings
+from graddiag.findings import Findings
 from graddiag.signals import Signals
+
+TEXTS = {0: "def", 1: " <b>&amp;\x1b[31m", 2: "\n", 3: "\"'>", 4: " x"}  # of some tokens of the tables
 
 
 def findings_of(
@@ -38,6 +40,7 @@ def conclude(
         safety=safe,
         controls=controls,
         loss_gap=loss_gap(comparison),
+        tokens=token_view(comparison, TEXTS),
         conflict=conflict(comparison, center=center),
         framing=framing(comparison, safe),
         alignment=alignment(comparison, safe, controls) if safe is not None else None,

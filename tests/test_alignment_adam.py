@@ -11,7 +11,7 @@ from findings import conclude
 from tables import RECIPE, Table, added_by, changed, compared, four_tables, preconditioned, with_adam
 
 from graddiag.analyzers import AdamAlignment, alignment_adam
-from graddiag.report import ALIGNMENT_KEYS
+from graddiag.findings import ALIGNMENT_KEYS
 
 
 def adam_tables() -> dict[str, Table]:

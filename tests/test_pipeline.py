@@ -453,3 +453,10 @@ def test_a_comparison_of_two_models_says_that_both_differ(tmp_path, tiny):
     result = compare(a.out, b.out, out=tmp_path / "run", figures=False)
     assert any("both data and model" in w for w in result.report.warnings)
     assert replace(result.findings).comparison.differs == ("data", "model")
+
+
+def test_every_parameter_can_be_planned_vectors_too(tiny):
+    model, tokenizer = tiny
+    found = plan_compare("insecure", "educational", model=model, tokenizer=tokenizer, blocks=["*"], limit=2)
+    assert found.blocks == len(list(model.named_parameters()))
+    assert found.memory > sum(p.numel() * p.element_size() for p in model.parameters())

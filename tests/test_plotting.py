@@ -21,10 +21,11 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from tables import RECIPE
 
+from graddiag.canvas import label
 from graddiag.exhibits import Exhibit, exhibits
+from graddiag.findings import Findings
 from graddiag.layers import panels, place
-from graddiag.plotting import label, plot, render
-from graddiag.report import Findings
+from graddiag.plotting import plot, render
 from graddiag.signals import Signals
 from graddiag.statistics import Estimate
 
@@ -35,6 +36,7 @@ KINDS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")
 def _exhibits(found: Findings) -> tuple[Exhibit, ...]:
     return exhibits(
         loss_gap=found.loss_gap,
+        tokens=found.tokens,
         matrix=found.matrix,
         conflict=found.conflict,
         framing=found.framing,

@@ -105,8 +105,8 @@ def test_a_sparse_projection_has_the_same_variance_for_any_number_of_nonzeros(di
     """Pairs of places only: what a number does to itself is exact, hence the third term."""
     w, h = two_gradients((2, 15), 3)
     w[0, 0] = h[0, 0] = 6.0  # so that the third term is more than the tolerance
-    assert Sjlt(dim).nonzeros == nonzeros
-    found = one_sided_draws(lambda seed: Sjlt(dim, seed), w, h, DRAWS)
+    assert Sjlt(dim, most_nonzeros=4).nonzeros == nonzeros
+    found = one_sided_draws(lambda seed: Sjlt(dim, seed, most_nonzeros=4), w, h, DRAWS)
     assert 2 * ((w * h) ** 2).sum() / dim > 2 * NEAR * found.var()
     assert found.var() == pytest.approx(one_sided_variance(w, h, dim) - 2 * ((w * h) ** 2).sum() / dim, rel=NEAR)
 
@@ -116,8 +116,8 @@ def test_more_nonzeros_make_large_errors_rarer():
     w = np.zeros((2, 2))
     w[0, 1] = w[1, 0] = 1.0
     tails = []
-    for dim in (13, 12):  # one and four non-zeros
-        error = one_sided_draws(lambda seed, dim=dim: Sjlt(dim, seed), w, w, 4000) - 2
+    for most in (1, 4):
+        error = one_sided_draws(lambda seed, most=most: Sjlt(12, seed, most_nonzeros=most), w, w, 4000) - 2
         tails.append((error**4).mean() / (error**2).mean() ** 2)
     assert tails[0] > 2 * tails[1]
 

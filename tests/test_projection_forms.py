@@ -173,12 +173,12 @@ def test_a_longer_dense_matrix_begins_with_the_shorter_one_up_to_scale(short, lo
 
 def test_each_place_of_a_sparse_row_is_the_sum_of_two_places_of_the_row_with_twice_as_many():
     block = Block("b", (20, 30))
-    a, b = (matrix_of(Sjlt(dim, 7), block) for dim in (16, 32))
+    a, b = (matrix_of(Sjlt(dim, 7, most_nonzeros=4), block) for dim in (16, 32))
     assert close(b[0::2] + b[1::2], a)
 
 
 def test_every_column_of_a_sparse_matrix_has_one_entry_in_each_group():
-    matrix = matrix_of(Sjlt(24, 0), Block("b", (20, 30)))
+    matrix = matrix_of(Sjlt(24, 0, most_nonzeros=4), Block("b", (20, 30)))
     filled = matrix.reshape(4, 6, 600).abs()
     assert torch.equal((filled > 0).sum(1), torch.ones(4, 600, dtype=torch.long))
     assert torch.allclose(filled.amax(1), torch.tensor(0.5, dtype=torch.float64))

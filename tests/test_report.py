@@ -18,8 +18,9 @@ from tables import RECIPE, compared, four_tables
 
 from graddiag.errors import ResourceError, UsageError
 from graddiag.exhibits import NAMES
+from graddiag.findings import Findings
 from graddiag.page import MOST_COLUMNS, MOST_ROWS, shorten
-from graddiag.report import Findings, setting_of, write_report
+from graddiag.report import setting_of, write_report
 from graddiag.signals import Signals
 from graddiag.tables import Table, summary_table, to_csv, unit
 
@@ -102,7 +103,7 @@ def test_a_run_has_its_report_figures_and_tables(found: Findings, run: Path) -> 
     assert report.summary == found.summary()
     assert {p.name for p in (run / "figures").iterdir()} == {f"{n}.{form}" for n in NAMES for form in ("svg", "png")}
     tables = {p.stem for p in (run / "tables").iterdir()}
-    assert tables == {*NAMES, "summary", "blocks", "pairs", "rows"}
+    assert tables == {*NAMES, "summary", "blocks", "token_positions", "pairs", "rows"}
     assert not [p for p in run.rglob("*") if p.name.startswith(".")]
 
 

@@ -4,13 +4,16 @@ from graddiag.analyzers._alignment import Alignment, AlignmentScope, alignment
 from graddiag.analyzers._alignment_adam import AdamAlignment, alignment_adam
 from graddiag.analyzers._audit import Audit, audit
 from graddiag.analyzers._conflict import Conflict, ConflictScope, conflict
+from graddiag.analyzers._edit_change import EditChange, edit_change
 from graddiag.analyzers._framing import Framing, FramingScope, framing
 from graddiag.analyzers._gram import gram
 from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
+from graddiag.analyzers._tokens import MIN_COUNT, PairOnShow, Telling, Through, TokenView, token_view
 from graddiag.analyzers._training import Training, training
 
 __all__ = [
+    "MIN_COUNT",
     "AdamAlignment",
     "Alignment",
     "AlignmentScope",
@@ -18,17 +21,24 @@ __all__ = [
     "Conflict",
     "ConflictScope",
     "CosineMatrix",
+    "EditChange",
     "Framing",
     "FramingScope",
     "LossGap",
+    "PairOnShow",
+    "Telling",
+    "Through",
+    "TokenView",
     "Training",
     "alignment",
     "alignment_adam",
     "audit",
     "conflict",
     "cosine_matrix",
+    "edit_change",
     "framing",
     "gram",
     "loss_gap",
+    "token_view",
     "training",
 ]

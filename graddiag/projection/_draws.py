@@ -14,13 +14,13 @@ from graddiag.row_layout import becomes_orthonormal
 
 def generator(*key: object, row: int = 0) -> np.random.Generator:
     """A generator of its own for every key and row; counter-based (Philox), so that no draw depends on another."""
-    return np.random.Generator(philox(*key, row=row))
+    return np.random.Generator(philox(*key, at=row << 64))  # rows are 2^64 steps apart
 
 
-def philox(*key: object, row: int = 0) -> np.random.Philox:
-    """The counter of a key, set to where a row's numbers begin: rows are 2^64 steps apart."""
+def philox(*key: object, at: int = 0) -> np.random.Philox:
+    """The counter of a key, set to a step of it."""
     digest = hashlib.sha256("\0".join(str(k) for k in key).encode()).digest()[:16]
-    return np.random.Philox(key=int.from_bytes(digest, "little"), counter=row << 64)
+    return np.random.Philox(key=int.from_bytes(digest, "little"), counter=at)
 
 
 def unbiased(draws: Float[np.ndarray, "k _"], d: int) -> Float[np.ndarray, "k _"]:

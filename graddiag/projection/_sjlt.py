@@ -20,12 +20,13 @@ from graddiag.projection._one_sided import Map, matrix_shape, one_sided_rows
 from graddiag.row_layout import row_layout
 from graddiag.signals import Block
 
-# Non-zeros per number of the gradient, at most. The variance is the same for any (see `Sjlt`), but not the tail: that
-# two large numbers fall together has probability s / k and then costs 1 / s, so the error's excess kurtosis falls as
-# 1 / s^2, while the work grows as s.
-NONZEROS = 4
-TILE = 2**20  # numbers of the gradient whose places are held at once: 16 MiB of places
-KEPT_TILES = 16  # 256 MiB of places at most; larger models draw them again for every batch
+# Non-zeros per number of the gradient. The variance is the same for any (see `Sjlt`), but not the tail: that two large
+# numbers fall together has probability s / k and then costs 1 / s, so the error's excess kurtosis falls as 1 / s^2. A
+# block's gradient has so many numbers that its error is normal with one, and each more costs as much again.
+NONZEROS = 1
+TILE = 2**20  # numbers of the gradient whose places are held at once: 2 MiB of places
+_DRAWS_PER_TICK = 8  # numbers of 32 bits that one step of the generator's counter gives
+KEPT_TILES = 256  # half a GiB of places at most; models with more of them draw them again for every batch
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Sjlt:
     1012.1577, their block construction).
 
     The places are s groups of k / s; every number of the gradient goes to one random place of each group with a random
-    sign, times 1 / sqrt(s). s is the largest divisor of k up to 4; with s = 1 this is CountSketch. Signs are
-    independent, hence inner products unbiased, and two numbers meet in a group with probability s / k, so that each of
+    sign, times 1 / sqrt(s). s is the largest divisor of k up to `most_nonzeros`; with s = 1 this is CountSketch. Signs
+    are independent, hence inner products unbiased, and two numbers meet in a group with probability s / k. So each of
     the s independent groups has the variance `(s / k) V` with `V = |g|^2 |h|^2 + <g, h>^2 - 2 sum_i g_i^2 h_i^2`, and
     their mean has `V / k`, whatever s.
 
@@ -46,6 +47,7 @@ class Sjlt:
 
     dim: int = 256
     seed: int = 0
+    most_nonzeros: int = NONZEROS
     kind: str = field(default="sjlt", init=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class Sjlt:
     @property
     def nonzeros(self) -> int:
         """Groups of places, s."""
-        return max(s for s in range(1, NONZEROS + 1) if self.dim % s == 0)
+        return max(s for s in range(1, self.most_nonzeros + 1) if self.dim % s == 0)
 
     def size(self, block: Block) -> int:
         """Length of a row: `dim`, or the number of elements of a block that has no more."""
@@ -68,7 +70,7 @@ class Sjlt:
         width = matrix_shape(block)[1]
 
         def map_of(rows: Sequence[int], like: Tensor) -> Map:
-            places = torch.from_numpy(_places(self, block.name, _key(rows), width)).to(like.device)
+            places = torch.from_numpy(_places(self, block.name, _key(rows), width)).to(like.device).long()
             return lambda tile: self._added(places, tile.flatten())
 
         return one_sided_rows(block, gradients, self.dim, map_of, tile_rows=max(1, TILE // width))
@@ -78,7 +80,7 @@ class Sjlt:
         s = len(places)
         sums = x.new_zeros(s, 2 * self.dim // s)
         for group, at in zip(sums, places, strict=True):
-            group.index_add_(0, at, x)
+            group.scatter_add_(0, at, x)
         return ((sums[:, 0::2] - sums[:, 1::2]) / math.sqrt(s)).flatten()
 
 
@@ -89,8 +91,17 @@ def _key(rows: Sequence[int]) -> Sequence[int]:
 @lru_cache(maxsize=KEPT_TILES)
 def _places(p: Sjlt, name: str, rows: Sequence[int], width: int) -> Int[np.ndarray, "s d"]:
     """Twice the place within its group, plus the sign, of each number of these rows in each group."""
-    s, steps = p.nonzeros, math.ceil(width * p.nonzeros / 2)
-    raw = np.stack([philox(p.seed, name, "sjlt", row=r).random_raw(steps) for r in rows])
-    bits = raw.view(np.uint32)[:, : width * s].reshape(-1, s).T  # 32 bits for each number and group
-    at = ((bits >> np.uint32(1)).astype(np.uint64) * np.uint64(p.dim // s)) >> np.uint64(31)
-    return np.ascontiguousarray(at.astype(np.int32) * 2 + (bits & np.uint32(1)).astype(np.int32))
+    s, groups = p.nonzeros, p.dim // p.nonzeros
+    ticks = math.ceil(width * s / _DRAWS_PER_TICK)
+    raw = np.concatenate([philox(p.seed, name, "sjlt", at=a * ticks).random_raw(4 * n * ticks) for a, n in _runs(rows)])
+    bits = raw.view(np.uint32).reshape(len(rows), -1)[:, : width * s].reshape(-1, s).T  # 32 bits a number and group
+    at = ((bits >> np.uint32(1)).astype(np.uint64) * np.uint64(groups)) >> np.uint64(31)
+    dtype = np.dtype(np.int16 if 2 * groups <= np.iinfo(np.int16).max else np.int32)
+    return np.ascontiguousarray((at * np.uint64(2) + (bits & np.uint32(1))).astype(dtype))
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Rows that follow one another, as where they begin and how many they are: each is drawn at once."""
+    if isinstance(rows, range):
+        return [(rows.start, len(rows))]
+    return [(r, 1) for r in rows]
