@@ -15,6 +15,7 @@ from graddiag.analyzers import (
     Framing,
     LossGap,
     TokenView,
+    Training,
 )
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
@@ -68,6 +69,7 @@ class Findings:
     conflict: Conflict
     framing: Framing
     alignment: Alignment | None
+    training: Training
     audit: Audit
     matrix: CosineMatrix
     command: str
@@ -76,9 +78,11 @@ class Findings:
     edited: Edited | None = None
 
     @property
-    def _results(self) -> tuple[LossGap | TokenView | Conflict | Framing | Alignment | AdamAlignment | Audit, ...]:
+    def _results(
+        self,
+    ) -> tuple[LossGap | TokenView | Conflict | Framing | Alignment | AdamAlignment | Training | Audit, ...]:
         sides = (self.loss_gap, self.tokens, self.conflict, self.framing)
-        known = (*sides, self.alignment, self.alignment_adam, self.audit)
+        known = (*sides, self.alignment, self.alignment_adam, self.training, self.audit)
         return tuple(r for r in known if r is not None)
 
     def summary(self) -> dict[str, float | None]:

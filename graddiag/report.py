@@ -116,7 +116,7 @@ def _tables(findings: Findings) -> dict[str, Table]:
         "Every block": block_table(findings.block_summary()),
         "Every position in the answer": token_position_table(findings.tokens),
         "Every pair": pairs,
-        "Every row": row_table(findings.tables(), findings.alignment, findings.alignment_adam),
+        "Every row": row_table(findings.tables(), findings.training, findings.alignment, findings.alignment_adam),
     }
 
 

@@ -20,6 +20,7 @@ from graddiag.analyzers import (
     framing,
     loss_gap,
     token_view,
+    training,
 )
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
@@ -148,6 +149,7 @@ def _findings(
         conflict=conflict(comparison, center=analysis.center, seed=analysis.seed),
         framing=framing(comparison, safety, seed=analysis.seed),
         alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
+        training=training(comparison, safety, controls),
         audit=audit(comparison, safety, controls, strangers=strangers),
         alignment_adam=adam,
         matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from graddiag.analyzers import AdamAlignment, Alignment, Conflict, CosineMatrix, LossGap, TokenView
+from graddiag.analyzers import AdamAlignment, Alignment, Conflict, CosineMatrix, LossGap, TokenView, Training
 from graddiag.comparison import Comparison
 from graddiag.layers import place
 from graddiag.rules import ENDS, PROJECTION_SE, stem_of
@@ -112,7 +112,10 @@ def pair_table(comparison: Comparison, gap: LossGap, conflict: Conflict, alignme
 
 
 def row_table(
-    tables: Mapping[str, Signals], alignment: Alignment | None, alignment_adam: AdamAlignment | None = None
+    tables: Mapping[str, Signals],
+    training: Training,
+    alignment: Alignment | None,
+    alignment_adam: AdamAlignment | None = None,
 ) -> Table:
     """One line per row of every table, the ones that are not finite too."""
     adam = None if alignment_adam is None else alignment_adam.alignment
@@ -121,10 +124,12 @@ def row_table(
     for role, table in tables.items():
         norm = np.sqrt(sum((n.astype(np.float64) ** 2 for n in table.norms.values()), np.zeros(len(table))))
         cosines = [_cosines(role, table, form) for form in ((alignment,) if adam is None else (alignment, adam))]
-        numbers = (table.loss, table.n_tokens, table.length, table.n_cut, table.finite, norm, *cosines)
+        changes = _changes(role, table, training, adam=adam is not None)
+        numbers = (table.loss, table.n_tokens, table.length, table.n_cut, table.finite, norm, *cosines, *changes)
         columns = zip(table.ids, table.clusters, *(c.tolist() for c in numbers), strict=True)
         lines += [(role, table.provenance.data, *line) for line in columns]
-    last = ("cosine_with_safety",) if adam is None else ("cosine_with_safety", "adam_cosine_with_safety")
+    forms = ("",) if adam is None else ("", "adam_")
+    last = [f"{form}{what}" for what in ("cosine_with_safety", "predicted_change") for form in forms]
     return Table("rows", (*header, *last), tuple(lines))
 
 
@@ -166,7 +171,20 @@ _UNITS = {
     "negative_fraction": "share, 0..1",
     "consistency": "ratio",
     "forced": "inner product",
+    "change": "nats/token per unit of learning rate",
+    "adam_change": "nats/token per unit of learning rate",
+    "opposed_share": "share, 0..1",
+    "noise_scale": "examples",
+    "sign_stiffness": "mean sign",
 }
+
+
+def _changes(role: str, table: Signals, training: Training, *, adam: bool) -> list[Float[np.ndarray, " n"]]:
+    """Predicted changes of the safety loss by a step on each row, with the Adam form where it is there."""
+    steps = training.steps.get(role)
+    if steps is None:
+        return [np.full(len(table), np.nan)] * (1 + adam)
+    return [steps.change, steps.adam_change] if adam else [steps.change]
 
 
 def _cosines(role: str, table: Signals, alignment: Alignment | None) -> Float[np.ndarray, " n"]:

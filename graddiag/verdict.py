@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graddiag.rules import (
     ENDS,
@@ -37,6 +37,7 @@ def verdict(summary: Summary, setting: Setting) -> list[str]:
     lines = [read.pairs(), read.loss_gap(), read.paired(), read.means(), read.framing()]
     if setting.safety is not None:
         lines += [read.framing_and_safety(), read.side("left"), read.side("right"), read.alignment_difference()]
+        lines += read.steps()
         lines += [read.adam()] if setting.adam else []
     limits = read.limits()
     return lines + read.controls(MOST_LINES - len(lines) - len(limits)) + limits
@@ -116,6 +117,22 @@ class _Reader:
         said.append(_line("left minus right", e, f"{_interval(e)}, {_p(e)}").removesuffix("."))
         return f"What a row adds to Adam's step, with safety: {'; '.join(said)}."
 
+    def steps(self) -> list[str]:
+        """What a step on a side does to the safety loss, where exact products show its sign; else no line."""
+        said = [s for s in (self._step("left"), self._step("right")) if s]
+        line = f"A step on the whole set, to first order, per unit of learning rate: {'; '.join(said)}."
+        return [line] if said else []
+
+    def _step(self, side: str) -> str:
+        key = f"training/{side}/change"
+        e, share = self.evidence("cosine", key), self.number(f"training/{side}/opposed_share")
+        word = judge(replace(e, value=-e.value, low=-e.high, high=-e.low)).word
+        if word not in {"aligned", "opposed"} or self.setting.kinds.get(key) != "exact":
+            return ""
+        does = "lowers" if word == "aligned" else "raises"
+        numbers = f"{_interval(e)} nats/token; {share:.0%} of the rows alone raise it"
+        return f"{self.name(side)} {does} the safety loss ({numbers})"
+
     def controls(self, room: int) -> list[str]:
         """One line per control, and where the sides lie relative to it; where room is short, the last line says so."""
         names = self.setting.controls if self.setting.safety is not None else ()
@@ -191,8 +208,8 @@ class _Reader:
     def _is_confounded(self, key: str) -> bool:
         elsewhere = self.setting.other_model
         form, _, what = key.partition("/")
-        if form in {"alignment", "alignment_adam"} and what != "difference":
-            return what in elsewhere
+        if form in {"alignment", "alignment_adam", "training"} and what != "difference":
+            return what.partition("/")[0] in elsewhere
         if _toward_safety(key) and {"left", "right"} & set(elsewhere):
             return True
         return set(self.setting.differs) >= {"data", "model"}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from tables import RECIPE, Recipe, Table, changed, compared, four_tables
 
-from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap, token_view
+from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap, token_view, training
 from graddiag.comparison import Comparison
 from graddiag.findings import Findings
 from graddiag.signals import Signals
@@ -44,6 +44,7 @@ def conclude(
         conflict=conflict(comparison, center=center),
         framing=framing(comparison, safe),
         alignment=alignment(comparison, safe, controls) if safe is not None else None,
+        training=training(comparison, safe, controls),
         audit=audit(comparison, safe, controls),
         matrix=cosine_matrix([t for t in (comparison.left, comparison.right, safe) if t is not None]),
         command="graddiag compare left right",

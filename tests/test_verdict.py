@@ -282,3 +282,17 @@ def test_numbers_show_their_sign_and_are_not_rounded_to_zero() -> None:
     assert number(0.0) == "+0.000"
     assert interval(math.nan, 0, 1) == "undefined"
     assert interval(0.5, math.nan, math.nan) == "+0.500 [no interval]"
+
+
+def test_a_step_is_said_to_raise_or_lower_the_safety_loss_only_where_exact_products_show_the_sign() -> None:
+    changes = _cosine("training/left/change", -0.5, 0.1) | _cosine("training/right/change", 0.3, 0.1)
+    summary = _summary() | changes | {"training/left/opposed_share": 0.02, "training/right/opposed_share": 0.9}
+    exact = replace(SETTING, kinds=dict.fromkeys(changes, "exact"))
+    line = _line(verdict(summary, exact), "A step on the whole set")
+    assert "insecure lowers the safety loss (-0.500 [-0.600, -0.400] nats/token; 2% of the rows alone raise it)" in line
+    assert "educational raises the safety loss (+0.300 [+0.200, +0.400] nats/token; 90%" in line
+    unsure = summary | _cosine("training/left/change", -0.5, 0.6) | _cosine("training/right/change", 0.3, 0.4)
+    projected = replace(SETTING, kinds=dict.fromkeys(changes, "projected"))
+    elsewhere = replace(exact, other_model=("left", "right"))
+    for numbers, setting in ((unsure, exact), (summary, projected), (summary, elsewhere), (_summary(), exact)):
+        assert not [line for line in verdict(numbers, setting) if line.startswith("A step")]

@@ -11,6 +11,7 @@ from graddiag.analyzers._gram import gram
 from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
 from graddiag.analyzers._tokens import MIN_COUNT, PairOnShow, Telling, Through, TokenView, token_view
+from graddiag.analyzers._training import Training, training
 
 __all__ = [
     "MIN_COUNT",
@@ -30,6 +31,7 @@ __all__ = [
     "Telling",
     "Through",
     "TokenView",
+    "Training",
     "alignment",
     "alignment_adam",
     "audit",
@@ -40,4 +42,5 @@ __all__ = [
     "gram",
     "loss_gap",
     "token_view",
+    "training",
 ]
