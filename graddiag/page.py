@@ -17,7 +17,7 @@ from graddiag.rules import LIMITS, RULES
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
 
-MOST_ROWS = 40  # of a table on the page; the CSV has all
+MOST_ROWS = 60  # of a table on the page: all keys of a run; the CSV has all of longer ones
 MOST_COLUMNS = 12  # more than fit beside each other
 PIXELS_PER_POINT = 1.65  # letters of a figure are then about as large as those of the page
 TEXT_LENGTH = 120  # characters of a cell

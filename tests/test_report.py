@@ -230,15 +230,15 @@ def test_tables_hold_the_numbers_of_the_results(found: Findings, run: Path) -> N
     assert float(_rows(run, "conflict")[0]["cosine"]) == expected
 
 
-def test_the_page_shows_forty_rows_and_says_where_the_rest_is(tmp_path: Path) -> None:
+def test_the_page_shows_sixty_rows_and_says_where_the_rest_is(tmp_path: Path) -> None:
     write_report(findings_of(replace(RECIPE, n=70)), tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "The first 40 of 70 rows; all are in tables/pairs.csv." in html
+    assert "The first 60 of 70 rows; all are in tables/pairs.csv." in html
     assert max(part.count("<tr>") for part in html.split("<tbody>")) <= MOST_ROWS + 1
-    wide = Table("w", tuple(f"c{k}" for k in range(30)), ((1.0,) * 30,) * 41)
+    wide = Table("w", tuple(f"c{k}" for k in range(30)), ((1.0,) * 30,) * (MOST_ROWS + 1))
     shown = shorten(wide)
     assert (len(shown.header), len(shown.rows)) == (MOST_COLUMNS, MOST_ROWS)
-    assert shown.left_out == "The first 40 of 41 rows and 12 of 30 columns; all are in tables/w.csv."
+    assert shown.left_out == "The first 60 of 61 rows and 12 of 30 columns; all are in tables/w.csv."
     assert shorten(Table("s", ("c",), ((1.0,),))).left_out == ""
 
 
