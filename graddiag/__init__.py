@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOME = {
     "extract": "graddiag.extraction",
     "compare": "graddiag.pipeline",
+    "screen": "graddiag.screening",
     "report": "graddiag.reporting",
     "Comparison": "graddiag.comparison",
     "Signals": "graddiag.signals",
@@ -34,6 +35,7 @@ __all__ = [
     "load_model",
     "loss_gap",
     "report",
+    "screen",
 ]
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from graddiag.models import load_model
     from graddiag.pipeline import compare
     from graddiag.reporting import report
+    from graddiag.screening import screen
     from graddiag.signals import Signals
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,21 +24,21 @@ from graddiag.options import (
     MAX_LENGTH,
     MEASURE,
     MODEL,
-    OUTPUT,
     SAVE,
     TOWARD,
     Threshold,
     against,
     option,
-    refuse_missing,
     together,
 )
+from graddiag.screen_command import screen
+from graddiag.terminal import command_line, common, cross, print_found
 from graddiag.text import visible
 
 if TYPE_CHECKING:
     from graddiag.reporting import Result
 
-CROSSED, FAILED, INTERRUPTED, BUG = 1, 1, 128, 70
+FAILED, INTERRUPTED, BUG = 1, 128, 70
 
 
 class _Quiet(click.Group):
@@ -72,12 +69,8 @@ class _Quiet(click.Group):
 
 def _interrupted(stop: BaseException | None) -> int:
     number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
-    click.echo(f"\nStopped; everything finished so far is kept. To continue:\n  {_command()}", err=True)
+    click.echo(f"\nStopped; everything finished so far is kept. To continue:\n  {command_line()}", err=True)
     return INTERRUPTED + number
-
-
-def _command() -> str:
-    return shlex.join(["graddiag", *sys.argv[1:]])
 
 
 @click.group(cls=_Quiet, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -87,36 +80,12 @@ def main() -> None:
     show."""
 
 
-def _common(f: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Options every measuring command has, checked before anything runs."""
-
-    @wraps(f)
-    def checked(
-        *args: object, verbose: bool, recipe: Path | None, fail_on: tuple[str, ...], **given: object
-    ) -> int | None:
-        refuse_missing({"recipe": recipe})
-        thresholds = [Threshold.parse(t) for t in fail_on]
-        if not verbose:
-            _silence_libraries()
-        return f(*args, thresholds=thresholds, **given)
-
-    return OUTPUT(checked)
-
-
-def _silence_libraries() -> None:
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
 @main.command()
 @click.argument("left")
 @click.argument("right")
 @together(AGAINST, EDITS, EXACT, MODEL, MEASURE, SAVE)
 @option("--no-figures", is_flag=True, help="Leave figures and page out.")
-@_common
+@common
 def compare(
     left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],
     as_json: bool, quiet: bool, no_figures: bool, thresholds: list[Threshold], **settings: object,
@@ -132,7 +101,7 @@ def compare(
     chosen, controls = against(left, right, safety, control)
     result = run(
         left, right, safety=chosen, controls=controls, blocks=blocks or None, quiet=quiet,
-        figures=not no_figures, command=_command(), **settings,  # type: ignore[arg-type]
+        figures=not no_figures, command=command_line(), **settings,  # type: ignore[arg-type]
     )  # fmt: skip
     return _show(result, thresholds, as_json=as_json)
 
@@ -140,7 +109,7 @@ def compare(
 @main.command()
 @click.argument("set_name", metavar="SET")
 @together(TOWARD, EXACT, MODEL, MEASURE, SAVE)
-@_common
+@common
 def extract(
     set_name: str,
     *,
@@ -168,14 +137,14 @@ def extract(
     text = "\n".join(f"{k}: {v:g}" for k, v in summary.items())
     for warning in found.warnings:
         click.echo(f"Warning: {visible(warning)}", err=True)
-    _print(summary, f"{text}\nSignals: {found.out}", as_json=as_json)
-    return _cross(thresholds, summary)
+    print_found(summary, f"{text}\nSignals: {found.out}", as_json=as_json)
+    return cross(thresholds, summary)
 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @option("--no-figures", is_flag=True, help="Leave figures and page out.")
-@_common
+@common
 def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, thresholds: list[Threshold]) -> int:
     """The report of a RUN again, from saved signals; no model needed."""
     from graddiag.reporting import report as again
@@ -187,7 +156,7 @@ def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, threshold
 @click.argument("left")
 @click.argument("right")
 @together(AGAINST, EDITS, EXACT, MODEL, MEASURE, SAVE)
-@_common
+@common
 def plan(
     left: str, right: str, *, safety: str | None, control: tuple[str, ...], blocks: tuple[str, ...],
     as_json: bool, quiet: bool, thresholds: list[Threshold], **settings: object,
@@ -197,13 +166,13 @@ def plan(
 
     chosen, controls = against(left, right, safety, control)
     cost = plan_compare(left, right, safety=chosen, controls=controls, blocks=blocks or None, **settings)  # type: ignore[arg-type]
-    _print(cost.summary(), "\n".join(cost.lines()), as_json=as_json)
-    return _cross(thresholds, cost.summary())
+    print_found(cost.summary(), "\n".join(cost.lines()), as_json=as_json)
+    return cross(thresholds, cost.summary())
 
 
 @main.command()
 @together(MODEL, BLOCKS, MAX_LENGTH)
-@_common
+@common
 def selfcheck(
     *,
     blocks: tuple[str, ...],
@@ -223,8 +192,8 @@ def selfcheck(
 
     model, tokenizer = load_model(how.pop("model"), **how)  # type: ignore[arg-type]
     found = run(model, tokenizer, blocks=blocks or None, max_length=max_length)
-    _print(found.document(), "\n".join(visible(line) for line in found.lines()), as_json=as_json)
-    crossed = _cross(thresholds, found.summary())
+    print_found(found.document(), "\n".join(visible(line) for line in found.lines()), as_json=as_json)
+    crossed = cross(thresholds, found.summary())
     return crossed if found.passed else FAILED
 
 
@@ -238,7 +207,7 @@ def verify(run: Path, *, as_json: bool) -> int:
     checked = verify_all(run)
     problems = [p for found in checked.values() for p in found]
     text = "\n".join([*problems, f"{len(checked)} folders checked, {len(problems)} problems."])
-    _print({"folders": {str(k): v for k, v in checked.items()}, "problems": len(problems)}, text, as_json=as_json)
+    print_found({"folders": {str(k): v for k, v in checked.items()}, "problems": len(problems)}, text, as_json=as_json)
     return 3 if problems else 0
 
 
@@ -260,7 +229,7 @@ def list_(*, as_json: bool) -> None:
         for m in models
     ]
     lines += ["Sets"] + [f"  {s['name']:<12} {s['rows']:>4} rows  {s['description']}" for s in sets]
-    _print({"models": models, "sets": sets}, "\n".join(lines), as_json=as_json)
+    print_found({"models": models, "sets": sets}, "\n".join(lines), as_json=as_json)
 
 
 def _not_yet(name: str, what: str) -> None:
@@ -271,23 +240,12 @@ def _not_yet(name: str, what: str) -> None:
         return 2
 
 
-_not_yet("screen", "Rows of any set ranked by what learning them does to safety")
+main.add_command(screen)
 _not_yet("erosion", "Base, aligned and tuned model side by side")
 
 
 def _show(result: Result, thresholds: list[Threshold], *, as_json: bool) -> int:
     text = [*result.report.verdict, *(f"Warning: {w}" for w in result.report.warnings)]
-    text += [f"Report: {result.report.html or result.report.json}", f"Again: {_command()}"]
-    _print(json.loads(result.report.json.read_text(encoding="utf-8")), "\n".join(text), as_json=as_json)
-    return _cross(thresholds, result.summary())
-
-
-def _print(content: Mapping[str, object], text: str, *, as_json: bool) -> None:
-    click.echo(json.dumps(content, allow_nan=False, indent=1) if as_json else text)
-
-
-def _cross(thresholds: list[Threshold], summary: Mapping[str, float | None]) -> int:
-    crossed = [said for t in thresholds if (said := t.crossed(summary))]
-    for said in crossed:
-        click.echo(said, err=True)
-    return CROSSED if crossed else 0
+    text += [f"Report: {result.report.html or result.report.json}", f"Again: {command_line()}"]
+    print_found(json.loads(result.report.json.read_text(encoding="utf-8")), "\n".join(text), as_json=as_json)
+    return cross(thresholds, result.summary())

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from graddiag.errors import DataError
-from graddiag.signals import PairProducts, Signals, check_same_space
+from graddiag.signals import TOWARD, PairProducts, Signals, check_same_space
 
 LONGER = 1.1  # ratio of prompt lengths from which a reader is told: a sentence more in a prompt of ten
 
@@ -21,7 +21,7 @@ class Comparison:
     `cluster_names`), `identical[p]` says whether both members have the same target tokens. `pairs` holds exact
     products of the pairs where they were computed, in the order of the pairs here.
 
-    Raises DataError where the spaces differ, or no row is left on a side.
+    Raises DataError where the spaces differ, hold products instead of gradients, or no row is left on a side.
     """
 
     left: Signals
@@ -35,6 +35,11 @@ class Comparison:
     pairs: PairProducts | None = field(init=False)
 
     def __post_init__(self) -> None:
+        if TOWARD in {self.left.space.projection, self.right.space.projection}:
+            raise DataError(
+                f"{self.left.provenance.data} and {self.right.provenance.data}: a folder of 'graddiag screen' holds "
+                "products of rows with mean gradients, no gradients that could be compared. Use 'graddiag extract'."
+            )
         check_same_space(self.left.space, self.right.space, self.left.provenance.data, self.right.provenance.data)
         for side in (self.left, self.right):
             if not side.finite.any():

@@ -110,13 +110,15 @@ def read_set(
     limit: int | None = None,
     cluster: str | None = None,
     skip_bad_rows: bool = False,
+    first: int = 0,
 ) -> ExampleSet:
     """The examples of a built-in set, a file, a hub dataset, a `datasets.Dataset` or an iterable of rows.
 
     A row is `{"messages": [{"role", "content"}, ...]}` (a JSON string will do; it wins where both forms are there) or
     `{"prompt", "completion"}`, two texts or two lists of messages. Its id is its `id`, else its number in the source,
     counted from 0. Its cluster is its `cluster`, else its id; `cluster="COLUMN"` takes another column and
-    `cluster="mod:N"` the row number modulo N. `limit` keeps the first rows of the source, before bad ones are skipped.
+    `cluster="mod:N"` the row number modulo N. `limit` keeps
+    the first rows of the source, before bad ones are skipped. `first` is the number of the first row.
 
     Raises DataError for the first row that cannot be used (with `skip_bad_rows` they are left out, and a note counts
     them) and for a set without usable rows; UsageError for an unknown source and an impossible limit or modulus.
@@ -125,18 +127,18 @@ def read_set(
         raise UsageError(f"--limit {limit}: a set needs at least one row. Give a number above 0, or no limit.")
     opened = open_source(source)
     bad = BadRows(name or opened.name, skip_bad_rows)
-    rows = _read_all(islice(opened.rows, limit), cluster, bad)
+    rows = _read_all(islice(opened.rows, limit), cluster, bad, first)
     return ExampleSet(bad.name, tuple(r.example for r in rows), bad.notes(len(rows)) + _notes(bad.name, rows))
 
 
-def _read_all(rows: Iterable[Row | Unreadable], cluster: str | None, bad: BadRows) -> list[_Read]:
+def _read_all(rows: Iterable[Row | Unreadable], cluster: str | None, bad: BadRows, start: int) -> list[_Read]:
     modulus = _modulus(cluster)
     column = None if modulus else cluster
     read: list[_Read] = []
     number_of: dict[str, int] = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, start):
         try:
-            one = _read(row, number, column, modulus)
+            one = read_row(row, number, column, modulus)
             first = number_of.setdefault(one.example.id, number)
             if first != number:
                 raise BadRow(f"has the same id as row {first}", "Make ids unique: pairs go by them.")
@@ -161,7 +163,8 @@ def _place(number: int, row: Row | Unreadable) -> str:
     return f"row {number}" if given is None else f"row {number} (id {shown(given)})"
 
 
-def _read(row: Row | Unreadable, number: int, column: str | None, modulus: int | None) -> _Read:
+def read_row(row: Row | Unreadable, number: int, column: str | None, modulus: int | None) -> _Read:
+    """The example of a row. Raises BadRow where it cannot be used."""
     if isinstance(row, Unreadable):
         raise BadRow(row.reason)
     if not isinstance(row, Mapping):

@@ -46,6 +46,7 @@ class Extractor:
         self.model, self.blocks, self.projector, self.space = model, tuple(blocks), projector, space
         self.notes: list[str] = []
         self.checked = False  # whether a long run has compared it with plain autograd
+        self.rows_measured = 0
         self._provenance = provenance
         self._split = split_model(model)
         self._workspace = Workspace()
@@ -102,6 +103,7 @@ class Extractor:
         Raises ResourceError where memory runs out, DataError where a block's gradients cannot be had.
         """
         batch = self.collate(rows)
+        self.rows_measured += len(rows)
         found: dict[str, tuple[Products, Tensor]] = {}
         adam: dict[str, AdamProducts] = {}
         scores = Scores(np.zeros(batch.tokens.shape), np.zeros(len(rows))) if known and known.token_scores else None

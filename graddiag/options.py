@@ -54,9 +54,23 @@ BLOCKS = option(
     help="Parameter blocks (repeatable); by default the linear weights inside the decoder layers.",
 )
 MAX_LENGTH = option("--max-length", default=None, type=int, help="Tokens per row; by default the model's context.")
+TARGET = option("--target", default="answer", help="Tokens that the loss averages: answer, or all.")
+ROWS = together(
+    option("--limit", default=None, type=int, help="Only the first N rows of each set."),
+    MAX_LENGTH,
+    option("--batch-tokens", default=2048, help="Padded tokens per batch."),
+    option(
+        "--cluster",
+        default=None,
+        metavar="COLUMN|mod:N",
+        help="What rows of the set (of LEFT and RIGHT) have in common: the unit of resampling.",
+    ),
+    option("--skip-bad-rows", is_flag=True, help="Leave out unusable rows, counted, instead of stopping."),
+    option("--max-nonfinite", default=0.01, help="Share of rows whose loss or gradient may be not finite."),
+)
 MEASURE = together(
     BLOCKS,
-    option("--target", default="answer", help="Tokens that the loss averages: answer, or all."),
+    TARGET,
     option(
         "--projection",
         default=None,
@@ -75,17 +89,7 @@ MEASURE = together(
         help="Of lowrank: the set whose mean gradient says where to look, or a run with its bases; by default the "
         "first 16 rows of the safety set, else of LEFT.",
     ),
-    option("--limit", default=None, type=int, help="Only the first N rows of each set."),
-    MAX_LENGTH,
-    option("--batch-tokens", default=2048, help="Padded tokens per batch."),
-    option(
-        "--cluster",
-        default=None,
-        metavar="COLUMN|mod:N",
-        help="What rows of the set (of LEFT and RIGHT) have in common: the unit of resampling.",
-    ),
-    option("--skip-bad-rows", is_flag=True, help="Leave out unusable rows, counted, instead of stopping."),
-    option("--max-nonfinite", default=0.01, help="Share of rows whose loss or gradient may be not finite."),
+    ROWS,
     option("--seed", default=0, help="Seed of projections and permutations."),
 )
 SAVE = together(
@@ -98,6 +102,12 @@ SAVE = together(
     ),
     option("--overwrite", is_flag=True, help="Replace signals of something else that are in the folder."),
 )
+CONTROL = option(
+    "--control",
+    multiple=True,
+    metavar="SET",
+    help="Control sets (repeatable); 'none' for none.  [default: benign for built-in sets]",
+)
 AGAINST = together(
     option(
         "--safety",
@@ -105,12 +115,7 @@ AGAINST = together(
         metavar="SET",
         help="Safe answers to harmful requests; 'none' for none.  [default: safety for built-in sets]",
     ),
-    option(
-        "--control",
-        multiple=True,
-        metavar="SET",
-        help="Control sets (repeatable); 'none' for none.  [default: benign for built-in sets]",
-    ),
+    CONTROL,
     option("--pairs", default="exact", help="Products of pairs: exact or projected."),
     option(
         "--center", is_flag=True, help="Subtract the grand mean before cosines; pushes cosines between sets below zero."

@@ -70,6 +70,7 @@ class Prepared:
     notes: tuple[str, ...]
     reference: tuple[Encoded, ...] = ()
     texts: Mapping[int, str] = field(default_factory=dict)
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     def name(self, role: str) -> str:
         """The name of the set in a role."""
@@ -120,8 +121,8 @@ def prepare(sources: Mapping[str, Input], *, edits: Sequence[Edit] = (), **how: 
     reference: tuple[Encoded, ...] = ()
     if how.get("projection") == "lowrank" and not isinstance(known, Bases):
         reference = _first_rows(saved, encoded) if known is None else encoded_set(known).rows
-    texts = target_texts([encoded[r] for r in encoded.keys() & set(_ANSWERS)], tokenizer)
-    prepared = Prepared(saved, encoded, extractor, name, tuple(notes), reference, texts | _kept_texts(sources))
+    texts = target_texts([encoded[r] for r in encoded.keys() & set(_ANSWERS)], tokenizer) | _kept_texts(sources)
+    prepared = Prepared(saved, encoded, extractor, name, tuple(notes), reference, texts, tokenizer)
     if not reference:
         _check_saved(prepared, extractor)
     return prepared

@@ -168,7 +168,9 @@ def turns_for(
         return (names,)
     if mean_memory is None and folder and (settled := _settled(folder, names)):
         return settled
-    budget = _free(extractor.blocks[0].parameter.device) if mean_memory is None else parse_bytes(str(mean_memory))
+    budget = (
+        memory_for_means(extractor.blocks[0].parameter.device) if mean_memory is None else parse_bytes(str(mean_memory))
+    )
     number = 8 if extractor.model.dtype == torch.float64 else 4  # bytes; means and moments are in float32 or better
     return groups(extractor.space.blocks, budget, number * (4 if optimizer else 2))
 
@@ -182,6 +184,7 @@ def _settled(folder: Path, names: tuple[str, ...]) -> Turns | None:
     return (names,) if is_store(folder / "safety") else None
 
 
-def _free(device: torch.device) -> int:
+def memory_for_means(device: torch.device) -> int:
+    """Half of the bytes that are free on a device."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return int(FREE_SHARE * free)

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 
 from graddiag.errors import DataError
 
+TOWARD = "toward"  # the kind of space whose rows are products with known gradients, and no gradients themselves
+
 
 @dataclass(frozen=True)
 class Block:

@@ -107,7 +107,9 @@ def test_a_second_run_finds_the_shards(done):
         (["compare", "insecure", "educational", "--model", "tiny", "--out", "run", "--dim", "4"], 3, r"space\.dim"),
         (["selfcheck", "--model", "tiny"], 0, "9 passed, 0 failed, 0 not run"),
         (["selfcheck", "--model", "tiny", "--max-length", "9"], 3, "no room for an answer in 9"),
-        (["screen", "insecure"], 2, "not there yet"),
+        (["screen", "insecure", "--safety", "none"], 2, "give --safety SET"),
+        (["screen", "insecure", "--by", "loss"], 2, "Allowed: alignment, harm, matching"),
+        (["screen", "insecure", "--drop", "1.5"], 2, "0 to below 1"),
         (["erosion"], 2, "not there yet"),
         (["verify", "run"], 0, ""),
         (["verify", "nowhere"], 3, "no saved signals"),
@@ -153,6 +155,22 @@ def test_extract_plan_and_list_print_what_they_found(tmp_path):
     assert plan["plan/seconds"] > 0
     listed = json.loads(graddiag("list", "--json", cwd=tmp_path).stdout)
     assert {m["name"] for m in listed["models"]} == {"tiny", "smollm2"}
+
+
+def test_screen_takes_built_in_sets_and_fails_on_a_threshold(tmp_path):
+    args = ("screen", "insecure", "--limit", "6", *SMALL[:4], "--out", "run", "--json")
+    found = graddiag(*args, "--fail-on", "screen/n>5", "--fail-on", "screen/alignment/mean/low<-1", cwd=tmp_path)
+    assert found.returncode == 1, found.stderr
+    assert "screen/n>5: the value is 6" in found.stderr
+    assert "screen/alignment/mean/low" not in found.stderr
+    document = json.loads(found.stdout)
+    assert document["summary"]["screen/alignment/control:benign"] is not None
+    assert document["provenance"]["references"]["safety"] == {"set": "safety", "rows": 6}
+    assert [r["rank"] for r in document["rows"]] == [1, 2, 3, 4, 5, 6]
+    again = graddiag(*args, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["summary"]["screen/rows_per_second"] is None
+    assert graddiag("verify", "run", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,6 +6,7 @@ from graddiag.projection._logra import LoGra
 from graddiag.projection._lowrank import Bases, LowRank, sides_basis
 from graddiag.projection._projector import KINDS, Projector, make_projector, probe_digest
 from graddiag.projection._sjlt import Sjlt
+from graddiag.projection._toward import Toward
 
 __all__ = [
     "KINDS",
@@ -16,6 +17,7 @@ __all__ = [
     "LowRank",
     "Projector",
     "Sjlt",
+    "Toward",
     "make_projector",
     "probe_digest",
     "sides_basis",
