@@ -52,6 +52,27 @@ def draw_figure(found: Sequence[Cell]) -> None:
         figure.savefig(FIGURE.with_suffix(f".{form}"), dpi=150)
 
 
+def table(found: Sequence[Cell]) -> list[str]:
+    """Lines of the README: per statistic the rates of all designs with 10 clusters or more, and how many are off."""
+    lines = []
+    for name in dict.fromkeys(c.statistic for c in found):
+        for source, kind in dict.fromkeys((c.source, c.kind) for c in found if c.statistic == name):
+            all_of = [c for c in found if (c.statistic, c.source, c.kind) == (name, source, kind)]
+            enough = [c for c in all_of if c.clusters >= FEW_CLUSTERS]
+            rates = [100 * c.rate for c in enough]
+            off = [sum(c.outcome == side and not c.holds for c in all_of) for side in ("bad", "safe")]
+            columns = (name, source, kind, f"{enough[0].drawn:,}", f"{NOMINAL[kind]:.0%}".replace("%", " %"))
+            shown = f"{min(rates):.1f} to {max(rates):.1f} %"
+            lines.append(f"| {' | '.join(columns)} | {shown} | {len(all_of) - sum(off)} | {off[0]} | {off[1]} |")
+    return lines
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """The cells of a file that was written here."""
+    saved = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [Cell(**{k: v for k, v in c.items() if k not in {"rate", "outcome", "holds"}}) for c in saved]
+
+
 def main() -> None:
     """Runs everything, or draws what is saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,8 +83,8 @@ def main() -> None:
     given = parser.parse_args()
     target = FIGURE.with_suffix(".json")
     if given.report_only:
-        saved = json.loads(target.read_text(encoding="utf-8"))["cells"]
-        draw_figure([Cell(**{k: v for k, v in c.items() if k not in {"rate", "outcome", "holds"}}) for c in saved])
+        draw_figure(read_cells(target))
+        print("\n".join(table(read_cells(target))))
         return
     found = []
     for statistic in STATISTICS:
@@ -83,6 +104,7 @@ def main() -> None:
     }
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw_figure(found)
+    print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

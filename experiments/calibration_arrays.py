@@ -124,7 +124,7 @@ def mean_of_differences(design: Design, size: int) -> Experiment:
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
         values = design.draw(rng)
-        p = sign_flips(cluster_sums(values, clusters, clusters[-1] + 1), draws=DRAWS).p
+        p = sign_flips(cluster_sums(values, clusters, int(clusters[-1]) + 1), draws=DRAWS).p
         return {"covered": covers(cluster_mean(values, clusters), 0.0), "rejected": rejects(p)}
 
     return once
@@ -136,7 +136,7 @@ def framing(design: Design, size: int) -> Experiment:
     safety = np.random.default_rng(0).normal(size=DIM)
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
-        sums = cluster_sums(design.draw(rng, DIM), clusters, clusters[-1] + 1)
+        sums = cluster_sums(design.draw(rng, DIM), clusters, int(clusters[-1]) + 1)
         gram = sums @ sums.T
         toward = cosine_with_fixed(gram, sums @ safety, float(safety @ safety), np.bincount(clusters))
         return {"rejected": rejects(sign_flips_of_norm(gram, draws=DRAWS).p), "covered": covers(toward, 0.0)}
@@ -200,7 +200,7 @@ def many_numbers(design: Design, size: int) -> Experiment:
     clusters = design.clusters(size)
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
-        sums = cluster_sums(design.in_blocks(rng, 1)[:, :, 0], clusters, clusters[-1] + 1)
+        sums = cluster_sums(design.in_blocks(rng, 1)[:, :, 0], clusters, int(clusters[-1]) + 1)
         return {"any block": rejects(familywise_p(sign_flips_each(sums, draws=DRAWS)).min())}
 
     return once
@@ -211,7 +211,7 @@ def many_framings(design: Design, size: int) -> Experiment:
     clusters = design.clusters(size)
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
-        sums = cluster_sums(design.in_blocks(rng, BLOCK_DIM), clusters, clusters[-1] + 1)
+        sums = cluster_sums(design.in_blocks(rng, BLOCK_DIM), clusters, int(clusters[-1]) + 1)
         nulls = [sign_flips_of_norm(sums[:, b] @ sums[:, b].T, draws=FEW_DRAWS) for b in range(BLOCKS)]
         return {"any block": rejects(familywise_p(nulls).min())}
 

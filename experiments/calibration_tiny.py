@@ -92,8 +92,8 @@ def experiment(real: Real, n: int, alike: bool, rng: np.random.Generator) -> Ans
     at = rng.permutation(len(real.loss))[:n]
     named = np.unique(real.clusters[at], return_inverse=True)[1]
     codes = named if alike else np.arange(n)
-    side = rng.choice([-1.0, 1.0], size=codes.max() + 1)[codes]
-    sums = {b: cluster_sums(d[at] * side[:, None], codes, codes.max() + 1) for b, d in real.d.items()}
+    side = rng.choice([-1.0, 1.0], size=int(codes.max()) + 1)[codes]
+    sums = {b: cluster_sums(d[at] * side[:, None], codes, int(codes.max()) + 1) for b, d in real.d.items()}
     return {
         **_numbers(real.loss[at] * side, codes),
         **_framings(sums, real.safety, np.bincount(codes)),
@@ -102,7 +102,7 @@ def experiment(real: Real, n: int, alike: bool, rng: np.random.Generator) -> Ans
 
 
 def _numbers(gaps: np.ndarray, codes: np.ndarray) -> Answers:
-    p = sign_flips(cluster_sums(gaps, codes, codes.max() + 1), draws=DRAWS).p
+    p = sign_flips(cluster_sums(gaps, codes, int(codes.max()) + 1), draws=DRAWS).p
     return {"mean difference": {"covered": covers(cluster_mean(gaps, codes), 0.0), "rejected": rejects(p)}}
 
 

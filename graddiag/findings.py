@@ -19,7 +19,7 @@ from graddiag.analyzers import (
 )
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
-from graddiag.rules import PROJECTION_SE
+from graddiag.rules import PROJECTION_SE, RANDOM_SD
 from graddiag.signals import Signals
 
 _ENDS = ("", "/low", "/high")
@@ -29,7 +29,7 @@ ALIGNMENT_KEYS = (  # there also where no safety set, or no optimizer, is given,
     *(f"{form}/difference/p" for form in _FORMS),
     *(f"{form}/blocks_surviving" for form in _FORMS),
     *(f"alignment/safety_split_half{end}" for end in _ENDS),
-    *(f"alignment/{side}/random_sd" for side in ("left", "right")),
+    *(f"alignment/{side}/{RANDOM_SD}" for side in ("left", "right")),
     "alignment_adam/momentum",
     *(f"alignment/{side}/{PROJECTION_SE}" for side in ("left", "right", "difference")),
 )
@@ -104,7 +104,7 @@ class Findings:
     def _alignment_keys(self) -> tuple[str, ...]:
         """All that a run with a safety set, these controls and an optimizer has."""
         controls = [f"{form}/control:{name}{end}" for form in _FORMS for name in self.controls for end in _ENDS]
-        errors = [f"alignment/control:{name}/{end}" for name in self.controls for end in (PROJECTION_SE, "random_sd")]
+        errors = [f"alignment/control:{name}/{end}" for name in self.controls for end in (PROJECTION_SE, RANDOM_SD)]
         return (*ALIGNMENT_KEYS, *controls, *errors)
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:

@@ -18,6 +18,7 @@ LARGE_ERROR = 0.02  # cosine; a projection this coarse hides effects of the size
 Scale = Literal["cosine", "paired", "contrast", "difference", "length"]
 ENDS = ("low", "high", "p")
 PROJECTION_SE = "projection_se"  # under `KEY/projection_se`: the standard error of KEY by its projection
+RANDOM_SD = "random_sd"  # under `KEY/random_sd`: its standard deviation over random directions in place of safety's
 _STEMS = {"loss_gap/mean": "loss_gap", "conflict/paired_cosine": "conflict", "framing/consistency": "framing"}
 
 
@@ -117,7 +118,7 @@ RULES = (
     ),
     Rule(
         "no difference found",
-        f"a cosine with safety is within {NORMAL} of its KEY/random_sd of 0",
+        f"a cosine with safety is within {NORMAL} of its KEY/{RANDOM_SD} of 0",
         "a random direction with the same norm in every block does as much",
         lambda e: abs(e.value) <= NORMAL * e.random_sd,
         "a random direction does as much",

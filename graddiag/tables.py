@@ -14,7 +14,7 @@ from jaxtyping import Float
 from graddiag.analyzers import AdamAlignment, Alignment, Conflict, CosineMatrix, LossGap, TokenView, Training
 from graddiag.comparison import Comparison
 from graddiag.layers import place
-from graddiag.rules import ENDS, PROJECTION_SE, stem_of
+from graddiag.rules import ENDS, PROJECTION_SE, RANDOM_SD, stem_of
 from graddiag.signals import Signals
 from graddiag.statistics import Estimate
 
@@ -142,15 +142,23 @@ def block_table(blocks: Mapping[str, Mapping[str, float | None]]) -> Table:
 
 def summary_table(summary: Mapping[str, float | None], kinds: Mapping[str, str]) -> Table:
     """One line per number: its interval and p (own keys in report.json), its unit, and what it was computed from."""
-    main = [key for key in summary if key.rpartition("/")[2] not in (*ENDS, PROJECTION_SE)]
+    main = [key for key in summary if key.rpartition("/")[2] not in (*ENDS, PROJECTION_SE, RANDOM_SD)]
     lines = [
         (
             *(k, summary[k], *(summary.get(f"{stem_of(k)}/{e}") for e in ENDS)),
-            *(summary.get(f"{k}/{PROJECTION_SE}"), unit(k), kinds.get(k)),
+            *(*(summary.get(f"{k}/{e}") for e in (PROJECTION_SE, RANDOM_SD)), unit(k), kinds.get(k)),
         )
         for k in main
     ]
-    header = ("key", "value", *ENDS, "standard error by the projection", "unit", "computed from")
+    header = (
+        "key",
+        "value",
+        *ENDS,
+        "standard error by the projection",
+        "sd of random directions",
+        "unit",
+        "computed from",
+    )
     return Table("summary", header, tuple(lines))
 
 
@@ -165,6 +173,7 @@ def unit(key: str) -> str:
 _FAMILIES = {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token", "tokens": "share of the mean gap"}
 _UNITS = {
     "n": "count",
+    "blocks_surviving": "count",
     "first_gap": "nats",
     "wilcoxon_p": "probability",
     "effect_size": "standard deviations",

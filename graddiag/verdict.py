@@ -10,6 +10,7 @@ from graddiag.rules import (
     ENDS,
     LIMITS,
     PROJECTION_SE,
+    RANDOM_SD,
     SMALL_EFFECT,
     Evidence,
     Facts,
@@ -189,7 +190,7 @@ class _Reader:
             forced=self.setting.centered and key.startswith("conflict/"),
             strangers_error=self.error("conflict/same_cluster") if scale == "paired" else 0.0,
             direction_low=self.number("alignment/safety_split_half/low") if _toward_safety(key) else math.nan,
-            random_sd=self.number(f"{key}/random_sd"),
+            random_sd=self.number(f"{key}/{RANDOM_SD}"),
         )
 
     def error(self, key: str) -> float:

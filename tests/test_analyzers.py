@@ -26,6 +26,8 @@ from graddiag.analyzers import (
 )
 from graddiag.signals import Signals
 
+WHOLE = ("blocks_surviving", "random_sd")  # ends of keys that single blocks do not have
+
 Result = LossGap | Conflict | Framing | Alignment | Audit
 
 
@@ -77,7 +79,16 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
         *(f"loss_gap/{k}" for k in ("mean", "low", "high", "p", "effect_size", "wilcoxon_p")),
         *(
             f"conflict/{k}"
-            for k in ("paired_cosine", "low", "high", "p", "negative_fraction", "same_cluster", "forced")
+            for k in (
+                "paired_cosine",
+                "low",
+                "high",
+                "p",
+                "negative_fraction",
+                "same_cluster",
+                "other_cluster",
+                "forced",
+            )
         ),
         *(f"conflict/{k}" for k in ("within_left", "within_right", "across", "mean_gradient_cosine")),
         *(f"conflict/mean_gradient_cosine_corrected{k}" for k in ("", "/low", "/high")),
@@ -89,6 +100,9 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
             for k in ("", "/low", "/high")
         ),
         "alignment/difference/p",
+        *(f"{form}/blocks_surviving" for form in ("conflict", "framing", "alignment")),
+        *(f"alignment/safety_split_half{end}" for end in ("", "/low", "/high")),
+        *(f"alignment/{n}/random_sd" for n in ("left", "right", "control:benign")),
         *(f"projection/error{k}" for k in ("", "_partners", "_strangers", "_safety")),
         *(f"{k}/projection_se" for k in PROJECTED),
     }
@@ -98,13 +112,14 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
     assert "conflict/forced" not in _summary(four_tables())
 
 
-def test_blocks_have_the_keys_of_the_whole_and_a_false_discovery_rate() -> None:
+def test_blocks_have_the_keys_of_the_whole_a_false_discovery_rate_and_a_familywise_p() -> None:
     found = _results(four_tables())
     for result in found[1:4]:
-        extra = {k for k in result.block_summary()[BLOCKS[0]] if k.endswith("/q")}
-        assert len(extra) == 1
+        extra = {k for k in result.block_summary()[BLOCKS[0]] if k.endswith(("/q", "/p_fwe"))}
+        assert len(extra) == 2
+        whole = {k for k in result.summary() if not k.endswith(WHOLE)}
         assert tuple(result.block_summary()) == BLOCKS
-        assert all(v.keys() == result.summary().keys() | extra for v in result.block_summary().values())
+        assert all(v.keys() == whole | extra for v in result.block_summary().values())
     assert found[0].block_summary() == {}
     assert found[4].block_summary().keys() == set(BLOCKS)
 
@@ -113,7 +128,9 @@ def test_one_block_is_the_whole() -> None:
     exact = {"conflict/paired_cosine/projection_se", *(k + "/projection_se" for k in PROJECTED if "alignment" in k)}
     for result in _results(four_tables(replace(RECIPE, blocks=BLOCKS[:1])))[1:]:
         block = result.block_summary()[BLOCKS[0]]
-        whole = {k: v for k, v in result.summary().items() if "error_" not in k and k not in exact}
+        whole = {
+            k: v for k, v in result.summary().items() if "error_" not in k and k not in exact and not k.endswith(WHOLE)
+        }
         assert None not in whole.values()
         assert {k: block[k] for k in whole} == whole
 
@@ -151,7 +168,7 @@ def test_exchanging_the_sides_exchanges_the_signs() -> None:
     for key in ("loss_gap", "framing/safety_cosine", "alignment/difference"):
         expected[f"{key}/low"], expected[f"{key}/high"] = -before[f"{key}/high"], -before[f"{key}/low"]
     keys = ("loss/{}", "alignment/{}", "alignment/{}/low", "alignment/{}/high", "conflict/within_{}")
-    for key in (*keys, "conflict/within_{}/projection_se"):
+    for key in (*keys, "conflict/within_{}/projection_se", "alignment/{}/random_sd"):
         left, right = key.format("left"), key.format("right")
         expected[left], expected[right] = before[right], before[left]
     _same(_numbers({**tables, "left": tables["right"], "right": tables["left"]}), expected, random=True)
@@ -273,8 +290,9 @@ def test_gradients_that_are_all_zero_have_no_direction(exact: bool, center: bool
     zero = {k: _scaled(t, 0.0) for k, t in tables.items()}
     got = _summary(zero, exact=exact, center=center)
     cosines = [k for k in got if k.startswith(("conflict/", "alignment/", "framing/")) and not k.endswith("forced")]
-    assert {got[k] for k in cosines if k != "framing/p"} == {None}
+    assert {got[k] for k in cosines if k not in {"framing/p", "framing/blocks_surviving"}} == {None}
     assert got["framing/p"] == 1
+    assert got["framing/blocks_surviving"] == 0
     assert got["loss_gap/mean"] is not None
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
 
+from calibration import FIGURE, read_cells, table
 from calibration_arrays import STATISTICS, Design, Where, cells, planted_shift, tally
 
 NULLS = 200  # a rate of 5 % is then known within 5 %, at 3.3 standard errors
@@ -43,3 +45,10 @@ def test_a_rate_that_is_off_is_called_so_on_the_side_where_it_is() -> None:
     assert outcome(1) == ("safe", False)
     assert outcome(1, n=6) == ("safe", True)
     assert outcome(100, n=6) == ("bad", False)
+
+
+def test_the_readme_shows_the_rates_that_were_measured() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = table(read_cells(ROOT / FIGURE.with_suffix(".json")))
+    assert len(lines) > 10
+    assert all(line in readme for line in lines)

@@ -10,6 +10,7 @@ import pytest
 import reference_statistics as slow
 from scipy import stats
 
+from graddiag.analyzers import BlockTests
 from graddiag.permutations import (
     DRAWS,
     EXHAUSTIVE,
@@ -240,3 +241,12 @@ def test_partners_that_matter_in_one_block_only_survive_there_only() -> None:
     got = familywise_p([partner_permutations(c, partners) for c in blocks])
     assert got[3] == 1 / (1 + DRAWS)
     assert np.delete(got, 3).min() > 0.05
+
+
+def test_blocks_survive_by_their_familywise_p_and_undefined_ones_are_not_counted() -> None:
+    clear, noise = sign_flips(np.arange(1.0, 9.0)), sign_flips(np.array([1.0, -1.0, 2.0, -2.0, 1.0, -1.5, 1.0, -0.5]))
+    got = BlockTests.of({"clear": clear, "noise": noise, "none": Null(np.zeros(0))})
+    assert got.survivors == ("clear",)
+    assert got.surviving == 1
+    assert got.keys("x", "none") == {"x/q": None, "x/p_fwe": None}
+    assert BlockTests.of({"none": Null(np.zeros(0))}).surviving is None

@@ -22,7 +22,7 @@ from graddiag.analyzers._cosines import (
 from graddiag.analyzers._projection_error import error_keys
 from graddiag.analyzers._safety_direction import SafetyDirection
 from graddiag.comparison import Comparison
-from graddiag.permutations import sign_flips_each
+from graddiag.permutations import Null, sign_flips_each
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, Estimate, cluster_mean, cluster_sums, mean_difference, optional
 
@@ -161,7 +161,9 @@ def _block_tests(comparison: Comparison, cosines: Mapping[str, RowCosines], seed
     each = [_difference(comparison, {n: c.blocks[b] for n, c in cosines.items()}) for b in names]
     columns = np.array(each, dtype=np.float64).reshape(len(names), comparison.n_pairs).T  # [p, b]
     sums = cluster_sums(np.nan_to_num(columns, nan=0.0), comparison.clusters, len(comparison.cluster_names))
-    return BlockTests.of(dict(zip(names, sign_flips_each(sums, seed=seed), strict=True)))
+    known = [bool(np.isfinite(x).any()) for x in columns.T]
+    nulls = zip(names, sign_flips_each(sums, seed=seed), known, strict=True)
+    return BlockTests.of({b: null if some else Null(np.zeros(0)) for b, null, some in nulls})
 
 
 def exact_cosines(tables: Mapping[str, Signals]) -> dict[str, RowCosines]:
