@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "experiments"))
 
 from calibration import FIGURE, read_cells, table
 from calibration_arrays import STATISTICS, Design, Where, cells, planted_shift, tally
