@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-
 from calibration import FIGURE, read_cells, table
 from calibration_arrays import STATISTICS, Design, Where, cells, planted_shift, tally
 
+ROOT = Path(__file__).parents[1]
 NULLS = 200  # a rate of 5 % is then known within 5 %, at 3.3 standard errors
 SHORT = [s for s in STATISTICS if "blocks" not in s]
 
