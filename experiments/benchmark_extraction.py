@@ -4,7 +4,8 @@ usage: python experiments/benchmark_extraction.py [--data DIR] [--pairs N] [--ro
 
 Real pairs from DIR (insecure.jsonl, educational.jsonl) where it is given, else the built-in sets. Everything is timed
 in turn in one process, round after round, and divided by the plain step of the same round; peak memory is that of a
-process of its own. bergson and dattri-llm are timed in the same turns where they can be imported. Run it alone.
+process of its own, without the peers. bergson and dattri-llm are timed in the same turns where they can be imported.
+Run it alone.
 Writes figures/benchmark_extraction.json, .svg and .png.
 """
 
@@ -47,6 +48,7 @@ AIMS = {
     "last layer, logra 256": 0.27,
 }
 FLOOR = "activation gradients only"
+SPARSE = "exact pairs and alignment, sjlt 2048"  # what compare chooses for this model
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def prepare(model_name: str, data: Path | None, n_pairs: int) -> Work:
     for index in batches(rows, batch_tokens=BATCH_TOKENS, units=units):
         made.append(([rows[i] for i in index], [(k, k + 1) for k in range(0, len(index), 2)]))
 
-    def make(blocks: Sequence[str] | None, projection: str = "logra") -> Extractor:
+    def make(blocks: Sequence[str] | None, projection: str = "logra", dim: int = 256) -> Extractor:
         return ready(
-            model, tokenizer, blocks=blocks, projection=projection, dim=256, seed=0, target="answer", max_length=1024
+            model, tokenizer, blocks=blocks, projection=projection, dim=dim, seed=0, target="answer", max_length=1024
         )
 
     return Work(model, tuple(made), make)
@@ -124,10 +126,16 @@ def floor(work: Work) -> Step:
 
 
 def extraction(
-    work: Work, *, blocks: Sequence[str] | None = None, exact: bool = False, token_scores: bool = False
+    work: Work,
+    *,
+    blocks: Sequence[str] | None = None,
+    exact: bool = False,
+    token_scores: bool = False,
+    kind: str = "logra",
+    dim: int = 256,
 ) -> Step:
     """The tool's own pass over the batches."""
-    ex = work.make(blocks=blocks)
+    ex = work.make(blocks, kind, dim)
     known = mean_of(ex, work).wanting(token_scores=token_scores, optimizer=None) if exact else None
 
     def step() -> None:
@@ -165,6 +173,7 @@ def everything(work: Work) -> dict[str, Callable[[], Step | None]]:
         "all linear blocks, logra 256": lambda: extraction(work),
         "all linear blocks, exact pairs and alignment": lambda: extraction(work, exact=True),
         "the same with token scores": lambda: extraction(work, exact=True, token_scores=True),
+        SPARSE: lambda: extraction(work, exact=True, kind="sjlt", dim=2048),
         "last quarter of the layers, logra 256": lambda: extraction(work, blocks=work.layers(n // 4)),
         "last layer, logra 256": lambda: extraction(work, blocks=work.layers(1)),
     }
@@ -259,9 +268,6 @@ def main() -> None:
     ready_to_run = {name: make() for name, make in everything(work).items()}
     steps = {name: step for name, step in ready_to_run.items() if step is not None}
     found = ratios(timed(steps, given.rounds))
-    shared = [f"--pairs={given.pairs}", f"--model={given.model}", *([f"--data={given.data}"] if given.data else [])]
-    for name in found if not given.no_memory else ():
-        found[name]["peak_mib"] = peak(shared, name)
     rows = [r for batch, _ in work.batches for r in batch]
     facts = {
         "rows": len(rows),
@@ -275,16 +281,24 @@ def main() -> None:
         "model": given.model,
         "data": "real pairs" if given.data else "built-in sets",
     }
-    kept = {"facts": facts, "aims": AIMS, "results": found}
+    target = Path("figures") / "benchmark_extraction"
+    keep({"facts": facts, "aims": AIMS, "results": found}, target)
+    shared = [f"--pairs={given.pairs}", f"--model={given.model}", *([f"--data={given.data}"] if given.data else [])]
+    for name in found if not given.no_memory else ():
+        if name not in PEERS:
+            found[name]["peak_mib"] = peak(shared, name)
+    keep({"facts": facts, "aims": AIMS, "results": found}, target)
     print(json.dumps(facts))
     for name, r in found.items():
         aim = f"   aim {AIMS[name]:.2f}" if name in AIMS else ""
         memory = f"{r['peak_mib']:7.0f} MiB" if "peak_mib" in r else ""
         print(f"{name:46s} {r['median']:.2f} [{r['low']:.2f}, {r['high']:.2f}] {r['seconds']:6.2f} s {memory}{aim}")
-    if not given.no_memory:
-        target = Path("figures") / "benchmark_extraction"
-        target.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        draw(found, target)
+
+
+def keep(numbers: dict[str, object], target: Path) -> None:
+    """Writes the numbers and their figure."""
+    target.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    draw(numbers["results"], target)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
