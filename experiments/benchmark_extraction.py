@@ -246,7 +246,7 @@ def draw(found: dict[str, dict[str, float]], target: Path) -> None:
             axes.plot([AIMS[name]] * 2, [k - 0.4, k + 0.4], color="#D55E00", linewidth=2)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), list(reversed(names)))
-    axes.set_xlabel("share of a plain forward and backward pass: median, range over rounds; orange: aim")
+    axes.set_xlabel("share of a plain forward and backward pass\nmedian, range over rounds; orange: aim")
     for form in ("svg", "png"):
         figure.savefig(target.with_suffix(f".{form}"), dpi=150)
 
