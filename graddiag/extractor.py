@@ -23,7 +23,7 @@ from graddiag.gradients import Formable, Gradients, Products, Workspace
 from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.measured import Array, Measured, Scores, measured_of, numpy_of
-from graddiag.projection import Factors, Projector, probe_digest
+from graddiag.projection import Factors, Projector, probe_digest, rows_of_formed
 from graddiag.session import Consume, Session, can_be_formed, depends_on, nothing, one_by_one
 from graddiag.signals import Provenance, Space
 
@@ -112,15 +112,17 @@ class Extractor:
 
         def consume(b: Selected, gradients: Gradients) -> None:
             name = b.block.name
+            handed = rows_of_formed(self.projector, b.block, gradients)
             exact = gradients.products(
                 pairs,
                 reference=known.means[name] if known else None,
                 total=mean.total(b) if mean else None,
+                formed=handed,
                 workspace=self._workspace,
             )
             if mean:
                 mean.counts[name] += int(torch.isfinite(exact.norm2).sum())
-            found[name] = exact, self.projector.rows(b.block, gradients)
+            found[name] = exact, handed.rows if handed else self.projector.rows(b.block, gradients)
             if scores and known and exact.reference_dot is not None:
                 scores.add(gradients, known.means[name], exact.reference_dot)
             if known and known.optimizer:

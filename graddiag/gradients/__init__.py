@@ -5,7 +5,7 @@ Three forms cover every parameter: a sum of outer products (linear weights), an 
 whatever was recomputed), and rows of a table (embeddings), the last with the outer products of a tied head added. A
 fourth has only what norms and a two-sided projection need of outer products."""
 
-from graddiag.gradients._base import Formable, Gradients, Products, Workspace, wide
+from graddiag.gradients._base import Formable, Formed, Gradients, Products, Workspace, wide
 from graddiag.gradients._condensed import Condensed, Shortened
 from graddiag.gradients._dense import Dense
 from graddiag.gradients._lookup import Lookup
@@ -15,6 +15,7 @@ __all__ = [
     "Condensed",
     "Dense",
     "Formable",
+    "Formed",
     "Gradients",
     "Lookup",
     "Outer",

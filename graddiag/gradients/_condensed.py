@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graddiag.ghost import Gram
-from graddiag.gradients._base import Gradients, Products, Workspace, wide
+from graddiag.gradients._base import Formed, Gradients, Products, Workspace, wide
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Condensed(Gradients):
         *,
         reference: Float[Tensor, "d0 d1"] | None = None,
         total: Float[Tensor, "d0 d1"] | None = None,
+        formed: Formed | None = None,
         workspace: Workspace,
     ) -> Products:
         """Norms only."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from graddiag.gradients._base import Formable, Products, Workspace, wide
+from graddiag.gradients._base import Formable, Formed, Products, Workspace, wide
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Dense(Formable):
         *,
         reference: Float[Tensor, "*shape"] | None = None,
         total: Float[Tensor, "*shape"] | None = None,
+        formed: Formed | None = None,
         workspace: Workspace,
     ) -> Products:
         """Products of the arrays."""

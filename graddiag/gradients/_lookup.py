@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from graddiag.ghost import dot, inner
-from graddiag.gradients._base import Formable, Products, Workspace, wide
+from graddiag.gradients._base import Formable, Formed, Products, Workspace, wide
 from graddiag.gradients._outer import Outer
 
 _TILE_ROWS = 4096  # rows of a table that are formed at once where a difference must not cancel
@@ -42,6 +42,7 @@ class Lookup(Formable):
         *,
         reference: Float[Tensor, "rows d"] | None = None,
         total: Float[Tensor, "rows d"] | None = None,
+        formed: Formed | None = None,
         workspace: Workspace,
     ) -> Products:
         """Products without the table, which is as long as the vocabulary; a difference that would cancel, in tiles."""

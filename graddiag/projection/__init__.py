@@ -2,6 +2,7 @@
 
 from graddiag.projection._dense import GaussianRows
 from graddiag.projection._exact import Exact
+from graddiag.projection._from_formed import RowsOfFormed, rows_of_formed
 from graddiag.projection._logra import LoGra
 from graddiag.projection._lowrank import Bases, LowRank, sides_basis
 from graddiag.projection._projector import KINDS, Projector, make_projector, probe_digest
@@ -18,10 +19,12 @@ __all__ = [
     "LoGra",
     "LowRank",
     "Projector",
+    "RowsOfFormed",
     "Sjlt",
     "Toward",
     "make_projector",
     "probe_digest",
+    "rows_of_formed",
     "shorten",
     "sides_basis",
 ]
