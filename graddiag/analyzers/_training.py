@@ -122,11 +122,18 @@ def _steps(table: Signals, safety: Signals | None, block: str, *, known: bool) -
     nothing = np.full(len(table), np.nan)
     if safety is None:
         return Steps(nothing, nothing)
-    inner = table.reference_dot[block] if known else table.gradients[block] @ mean_gradient(safety, block)
+    inner = table.reference_dot[block] if known else _projected(table, safety, block)
     adam = nothing
     if known and table.adam is not None:
         adam = table.adam_dot[block] + table.adam.dot[block]
     return Steps(*(np.where(table.finite, -v.astype(np.float64), np.nan) for v in (inner, adam)))
+
+
+def _projected(table: Signals, safety: Signals, block: str) -> Float[np.ndarray, " n"]:
+    """Products with the mean safety gradient; NaN for a row that is not finite, whose product would warn."""
+    out = np.full(len(table), np.nan)
+    out[table.finite] = rows64(table, block) @ mean_gradient(safety, block)
+    return out
 
 
 def _sum(parts: list[Steps]) -> Steps:
