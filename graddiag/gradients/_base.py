@@ -62,6 +62,10 @@ class Gradients(ABC):
     ) -> Products:
         """All products of the batch; `total`, if given, has the finite gradients added to it."""
 
+
+class Formable(Gradients):
+    """Gradients of which any part can be formed."""
+
     @abstractmethod
     def tile(self, i: int, rows: range) -> Float[Tensor, ...]:
         """Some rows of example i's gradient, formed, in float32 or better."""

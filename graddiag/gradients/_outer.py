@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from graddiag.ghost import Gram, dot, forming_cost, inner, inner_cost, norm_cost
-from graddiag.gradients._base import Gradients, Products, Workspace, wide
+from graddiag.gradients._base import Formable, Products, Workspace, wide
 
 
 @dataclass(frozen=True)
-class Outer(Gradients):
+class Outer(Formable):
     """`left_i^T right_i` over an example's own rows: for a linear weight, its output gradients and its inputs.
 
     The rows of example i are `starts[i]` to `lengths[i]`; by default they start at 0. `at` says at which position of

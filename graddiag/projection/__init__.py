@@ -7,11 +7,13 @@ from graddiag.projection._lowrank import Bases, LowRank, sides_basis
 from graddiag.projection._projector import KINDS, Projector, make_projector, probe_digest
 from graddiag.projection._sjlt import Sjlt
 from graddiag.projection._toward import Toward
+from graddiag.projection._two_sided import Factors, shorten
 
 __all__ = [
     "KINDS",
     "Bases",
     "Exact",
+    "Factors",
     "GaussianRows",
     "LoGra",
     "LowRank",
@@ -20,5 +22,6 @@ __all__ = [
     "Toward",
     "make_projector",
     "probe_digest",
+    "shorten",
     "sides_basis",
 ]
