@@ -3,7 +3,7 @@ pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -23,7 +23,7 @@ from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.measured import Array, Measured, Scores, measured_of, numpy_of
 from graddiag.projection import Projector, probe_digest
-from graddiag.session import Session, can_be_formed, depends_on, nothing, one_by_one
+from graddiag.session import Consume, Session, can_be_formed, depends_on, nothing, one_by_one
 from graddiag.signals import Provenance, Space
 
 FULL_LOGITS = (
@@ -125,14 +125,21 @@ class Extractor:
                 moments = known.optimizer.moments[name]
                 adam[name] = adam_products(gradients, moments, known.means[name], len(rows))
 
-        with untouched(self.model), _memory_named(batch):
-            self._check_head(batch)
-            losses = self._backward(batch, consume)
+        losses = self.walk(batch, consume)
         measured = measured_of(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
         adam = {b.block.name: adam[b.block.name] for b in self.blocks if b.block.name in adam}
         return replace(measured, scores=scores, adam_step=known.adam if known else None, adam=adam)
 
-    def _backward(self, batch: Batch, consume: Callable[[Selected, Gradients], None]) -> list[Tensor]:
+    def walk(self, batch: Batch, consume: Consume) -> list[Tensor]:
+        """The token losses of each row of a batch; every block's gradients are handed to `consume`, and nothing kept.
+
+        Raises as `measure`.
+        """
+        with untouched(self.model), _memory_named(batch):
+            self._check_head(batch)
+            return self._backward(batch, consume)
+
+    def _backward(self, batch: Batch, consume: Consume) -> list[Tensor]:
         """The losses; every block is handed to `consume` as soon as its gradients are there."""
         together = [b for b in self.blocks if b.block.name not in self._alone | self._unused]
         session = Session(together, batch, self._split, consume)

@@ -1,0 +1,272 @@
+"""The rows that a monitor captures in a training loop are those of one backward pass per example."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from architectures import with_lora
+from conftest import relative
+from loops import (
+    PROMPT,
+    SAFETY,
+    TEXTS,
+    exact_model,
+    flattened,
+    mean_loss,
+    own_gradients,
+    own_losses,
+    padded,
+    product,
+    safety_gradient,
+    tiny,
+    trained_blocks,
+)
+from torch import nn
+
+import graddiag
+from graddiag.encoding import Encoded
+from graddiag.errors import DataError
+
+EXACT = 1e-10  # float64
+ROUNDING = 1e-5  # float32, in which transformers computes its own loss
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny()[1]
+
+
+def watch(model, tokenizer, **settings):
+    return graddiag.Monitor(model, tokenizer, **{"safety": SAFETY, "exact": True, "strict": True, **settings})
+
+
+def wanted_of(model, tokenizer, texts=TEXTS):
+    """Inner products with the safety gradient, norms and losses of the texts, each on its own."""
+    names = trained_blocks(model)
+    rows = own_gradients(model, tokenizer, texts, names)
+    safety = safety_gradient(model, tokenizer, names)
+    norms = [product(r, r) ** 0.5 for r in rows]
+    return [product(r, safety) for r in rows], norms, own_losses(model, tokenizer, texts)
+
+
+def check(probe, wanted, tolerance):
+    dots, norms, losses = wanted
+    assert relative(probe.dots, dots) < tolerance
+    assert relative(probe.norms, norms) < tolerance
+    assert relative(probe.losses, losses) < tolerance
+
+
+def one_step(model, monitor, batch, loss_of=mean_loss):
+    with monitor.step(batch):
+        loss_of(model, batch).backward()
+    (probe,) = monitor.probes
+    return probe
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_are_those_of_each_example_alone(tokenizer, side):
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    check(one_step(model, watch(model, tokenizer), padded(tokenizer, side=side)), wanted, EXACT)
+
+
+def test_rows_of_the_built_in_model_in_float32(tokenizer):
+    model, _ = tiny()
+    wanted = wanted_of(model, tokenizer)
+    check(one_step(model, watch(model, tokenizer), padded(tokenizer), lambda m, b: m(**b).loss), wanted, ROUNDING)
+
+
+def test_rows_of_adapters(tokenizer):
+    model = with_lora(exact_model(tokenizer, "llama")).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    wanted = wanted_of(model, tokenizer)
+    probe = one_step(model, watch(model, tokenizer), padded(tokenizer))
+    assert set(probe.safety_norms) == {n for n in trained_blocks(model) if "lora_" in n}
+    check(probe, wanted, ROUNDING)  # a Llama has norms in float32 inside
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_rows_under_gradient_checkpointing(tokenizer, reentrant):
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    check(one_step(model, watch(model, tokenizer), padded(tokenizer)), wanted, EXACT)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_rows_of_a_loop_that_checkpoints_on_its_own(tokenizer, reentrant):
+    class Twice(nn.Module):
+        """A layer that is computed again, and knows nothing of transformers."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, *args, **kwargs):
+            again = torch.utils.checkpoint.checkpoint
+            return again(lambda y: self.inner(y, *args, **kwargs), x, use_reentrant=reentrant)
+
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    names = trained_blocks(model)
+    for layer in model.transformer.h:
+        layer.mlp = Twice(layer.mlp)
+    assert len(trained_blocks(model)) == len(names)
+    probe = one_step(model, watch(model, tokenizer), padded(tokenizer))
+    check(probe, wanted, EXACT)
+    unchecked = [n for n in probe.notes if "No example could be checked" in n]
+    assert len(unchecked) == reentrant  # no backward pass to chosen leaves goes through such a checkpoint
+
+
+@pytest.mark.parametrize("told_by", ["seq_idx", "cu_seq_lens_q", "position_ids"])
+def test_rows_of_a_batch_without_padding_are_told_apart(tokenizer, told_by):
+    model = exact_model(tokenizer, "llama")  # a GPT-2 takes no such arguments
+    wanted = wanted_of(model, tokenizer)
+    batch = flattened(tokenizer, told_by=told_by)
+    check(one_step(model, watch(model, tokenizer), batch), wanted, ROUNDING)
+
+
+def test_several_packed_rows_are_told_apart(tokenizer):
+    model = exact_model(tokenizer, "llama")
+    twice = ("the same again", "and then some more")
+    wanted = wanted_of(model, tokenizer, [*TEXTS, *twice])
+    one, two = (flattened(tokenizer, t, told_by="position_ids") for t in (TEXTS, twice))
+    width = one["input_ids"].shape[1]
+    fill = {"input_ids": 0, "position_ids": 0, "labels": -100}
+    wide = {k: nn.functional.pad(two[k], (0, width - two[k].shape[1]), value=v) for k, v in fill.items()}
+    batch = {**one, **{k: torch.cat([one[k], wide[k]]) for k in fill}}
+    check(one_step(model, watch(model, tokenizer), batch), wanted, ROUNDING)
+
+
+def test_a_sum_over_a_given_number_of_items_is_scaled_back(tokenizer):
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    probe = one_step(
+        model,
+        watch(model, tokenizer),
+        padded(tokenizer),
+        lambda m, b: m(**b, num_items_in_batch=torch.tensor(1000)).loss,
+    )
+    check(probe, wanted, ROUNDING)
+
+
+def mean_of_means(model, batch):
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none")
+    return (losses.sum(1) / (batch["labels"][:, 1:] != -100).sum(1)).mean()
+
+
+def test_a_loss_of_the_loops_own_is_read_off_its_logits(tokenizer):
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    check(one_step(model, watch(model, tokenizer), padded(tokenizer), mean_of_means), wanted, EXACT)
+
+
+def test_a_loss_that_is_no_mean_over_tokens_is_refused(tokenizer):
+    def smoothed(model, batch):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        return nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], label_smoothing=0.2)
+
+    model = exact_model(tokenizer)
+    with pytest.raises(DataError, match="did not count alike"):
+        one_step(model, watch(model, tokenizer), padded(tokenizer), smoothed)
+
+
+def test_what_is_done_with_the_loss_afterwards_is_undone(tokenizer):
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    names, batch = trained_blocks(model), padded(tokenizer)
+    monitor = watch(model, tokenizer, scale=lambda: 1024.0)
+    probe = one_step(model, monitor, batch, lambda m, b: m(**b).loss * 1024 / 4)
+    check(probe, wanted, ROUNDING)
+    safety = safety_gradient(model, tokenizer, names)
+    parameters = dict(model.named_parameters())
+    grads = {n: parameters[n].grad / 1024 for n in names}
+    assert sum(probe.gradient.dot.values()) == pytest.approx(product(grads, safety), rel=EXACT)
+    assert sum(x**2 for x in probe.gradient.norm.values()) == pytest.approx(product(grads, grads), rel=EXACT)
+
+
+def test_an_accumulated_step_has_the_examples_of_all_its_batches(tokenizer):
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    names = trained_blocks(model)
+    safety = safety_gradient(model, tokenizer, names)
+    monitor = watch(model, tokenizer, accumulation=2)
+    for texts in (TEXTS[:1], TEXTS[1:]):
+        assert not monitor.probes
+        with monitor.step():
+            (model(**padded(tokenizer, texts)).loss / 2).backward()
+    (probe,) = monitor.probes
+    check(probe, wanted, ROUNDING)
+    grads = {n: dict(model.named_parameters())[n].grad for n in names}
+    assert sum(probe.gradient.dot.values()) == pytest.approx(product(grads, safety), rel=EXACT)
+    assert sum(x**2 for x in probe.gradient.norm.values()) == pytest.approx(product(grads, grads), rel=EXACT)
+    assert monitor.steps == 1
+
+
+def test_several_batches_inside_one_with_block_belong_to_one_step(tokenizer):
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer)
+    monitor = watch(model, tokenizer)
+    with monitor.step():
+        for texts in (TEXTS[:2], TEXTS[2:]):
+            model(**padded(tokenizer, texts)).loss.backward()
+    check(monitor.probes[0], wanted, ROUNDING)
+
+
+def test_rows_with_dropout_are_those_of_the_masks_that_were_drawn(tokenizer):
+    model = exact_model(tokenizer)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.3
+    names, batch = trained_blocks(model), padded(tokenizer)
+    safety = safety_gradient(model, tokenizer, names)
+    parameters = dict(model.named_parameters())
+    wanted = []
+    for k in range(len(TEXTS)):
+        torch.manual_seed(5)
+        one = torch.full_like(batch["labels"], -100)
+        one[k] = batch["labels"][k]
+        loss = mean_loss(model, {**batch, "labels": one})
+        grads = torch.autograd.grad(loss, [parameters[n] for n in names])
+        wanted.append(product(dict(zip(names, grads, strict=True)), safety))
+    monitor = watch(model, tokenizer)
+    torch.manual_seed(5)
+    assert relative(one_step(model, monitor, batch).dots, wanted) < EXACT
+
+
+def test_ids_are_those_of_saved_signals(tokenizer):
+    model = exact_model(tokenizer)
+    probe = one_step(model, watch(model, tokenizer), padded(tokenizer, side="left"))
+    rows = [Encoded("", "", np.array(tokenizer(t)["input_ids"], dtype=np.int32), PROMPT) for t in TEXTS]
+    assert probe.ids == tuple(r.digest for r in rows)
+
+
+def test_the_stand_in_of_low_rank_is_the_nearest_one(tokenizer):
+    model = exact_model(tokenizer, "llama")
+    names, rank = trained_blocks(model), 3
+    rows = own_gradients(model, tokenizer, TEXTS, names)
+    nearest, kept = {}, 0.0
+    for n, m in safety_gradient(model, tokenizer, names).items():
+        u, s, vt = torch.linalg.svd(m, full_matrices=False)
+        nearest[n] = (u[:, :rank] * s[:rank]) @ vt[:rank]
+        kept += float(s[:rank].square().sum())
+    whole = safety_gradient(model, tokenizer, names)
+    probe = one_step(model, watch(model, tokenizer, exact=False, rank=rank), padded(tokenizer))
+    assert not probe.dots_exact
+    assert probe.captured == pytest.approx(kept / product(whole, whole), rel=1e-3)
+    assert relative(probe.dots, [product(r, nearest) for r in rows]) < 1e-2  # the power iteration stops early
+
+
+def test_an_example_without_a_target_has_no_row_and_is_counted(tokenizer):
+    model = exact_model(tokenizer)
+    wanted = wanted_of(model, tokenizer, TEXTS[1:])
+    batch = padded(tokenizer)
+    batch["labels"][0] = -100
+    probe = one_step(model, watch(model, tokenizer), batch)
+    check(probe, wanted, EXACT)
+    assert any(n.startswith("1 examples have no target") for n in probe.notes)
