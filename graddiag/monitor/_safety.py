@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from graddiag.blocks import Selected
 from graddiag.encoding import Encoded, batches
-from graddiag.errors import DataError
 from graddiag.extractor import Extractor
 from graddiag.gradients import Gradients, Outer, Workspace, wide
 from graddiag.mean_gradient import MeanGradient
@@ -30,10 +30,7 @@ class Safety:
 
 def measure_safety(extractor: Extractor, rows: Sequence[Encoded], *, batch_tokens: int) -> Safety:
     """The safety set in eval mode, without a `.grad`, with the random state as before; examples that are not finite
-    are left out of the mean and counted.
-
-    Raises DataError where no example has a finite gradient in some block.
-    """
+    are left out of the mean and counted. Where none is finite, as in a model that has diverged, the mean is NaN."""
     mean = MeanGradient()
     losses, good = np.full(len(rows), np.nan), np.ones(len(rows), dtype=bool)
     for index in reversed(batches(rows, batch_tokens=batch_tokens)):  # too long a row fails at once
@@ -41,13 +38,8 @@ def measure_safety(extractor: Extractor, rows: Sequence[Encoded], *, batch_token
         found = extractor.walk(extractor.collate([rows[i] for i in index]), adder)
         losses[index] = [float(x.double().mean()) for x in found]
         good[index] = adder.finite
-    empty = [b.block.name for b in extractor.blocks if not mean.counts.get(b.block.name)]
-    if empty:
-        raise DataError(
-            f"None of the {len(rows)} safety examples has a finite gradient in {empty[0]!r}: there is no safety "
-            "gradient to compare with. The training has probably diverged."
-        )
-    means = {b.block.name: mean.totals[b.block.name] / mean.counts[b.block.name] for b in extractor.blocks}
+    names = [b.block.name for b in extractor.blocks]
+    means = {n: mean.totals[n] / (mean.counts[n] or math.nan) for n in names}
     norms = {n: float(torch.linalg.vector_norm(m.double())) for n, m in means.items()}
     return Safety(means, norms, losses, int((~(good & np.isfinite(losses))).sum()))
 

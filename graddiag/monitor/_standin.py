@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +32,11 @@ class StandIn:
 
     @staticmethod
     def of(mean: Tensor, rank: int | None) -> StandIn:
-        """The stand-in of a rank; None, or a rank that is not smaller than the matrix, is the mean itself."""
-        if rank is None or mean.dim() != 2 or rank + _EXTRA >= min(mean.shape):
-            return StandIn(mean, None, None, float(mean.double().square().sum()))
+        """The stand-in of a rank; None, or a rank that is not smaller than the matrix, is the mean itself, and so is a
+        mean that is not finite."""
+        norm2 = float(mean.double().square().sum())
+        if rank is None or mean.dim() != 2 or rank + _EXTRA >= min(mean.shape) or not math.isfinite(norm2):
+            return StandIn(mean, None, None, norm2)
         generator = torch.Generator().manual_seed(_SEED)
         basis = torch.randn(mean.shape[1], rank + _EXTRA, generator=generator, dtype=mean.dtype).to(mean.device)
         for _ in range(_POWERS):

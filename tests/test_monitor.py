@@ -1,0 +1,338 @@
+"""When a monitor looks, what it says of the update, and that its own errors do not reach the training."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from conftest import relative
+from loops import (
+    SAFETY,
+    TEXTS,
+    exact_model,
+    flattened,
+    mean_loss,
+    own_gradients,
+    padded,
+    product,
+    safety_gradient,
+    tiny,
+    trained_blocks,
+)
+
+import graddiag
+from graddiag.errors import DataError, UsageError
+
+EXACT = 1e-10
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny()[1]
+
+
+def watch(model, tokenizer, **settings):
+    return graddiag.Monitor(model, tokenizer, **{"safety": SAFETY, "exact": True, "strict": True, **settings})
+
+
+def weights_of(model, names):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if n in names}
+
+
+def test_the_batch_gradient_is_the_mean_of_the_examples_over_tokens(tokenizer):
+    model = exact_model(tokenizer)
+    names, batch = trained_blocks(model), padded(tokenizer)
+    rows, safety = own_gradients(model, tokenizer, TEXTS, names), safety_gradient(model, tokenizer, names)
+    counts = (batch["labels"][:, 1:] != -100).sum(1).tolist()
+    mean = {n: sum(c * r[n] for c, r in zip(counts, rows, strict=True)) / sum(counts) for n in names}
+    with (monitor := watch(model, tokenizer)).step(batch):
+        mean_loss(model, batch).backward()
+    (probe,) = monitor.probes
+    for n in names:
+        assert probe.gradient.dot[n] == pytest.approx(product({n: mean[n]}, safety), rel=EXACT)
+        assert probe.gradient.norm[n] == pytest.approx(product({n: mean[n]}, mean) ** 0.5, rel=EXACT)
+        assert probe.safety_norms[n] == pytest.approx(product({n: safety[n]}, safety) ** 0.5, rel=EXACT)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_update_is_what_the_optimizer_subtracted(tokenizer, inside):
+    model = exact_model(tokenizer)
+    names = trained_blocks(model)
+    safety = safety_gradient(model, tokenizer, names)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    monitor, before = watch(model, tokenizer, optimizer=optimizer), weights_of(model, names)
+    with monitor.step(batch := padded(tokenizer)):
+        mean_loss(model, batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        if inside:
+            optimizer.step()
+    if not inside:
+        assert not monitor.probes
+        optimizer.step()
+    (probe,) = monitor.probes
+    after = weights_of(model, names)
+    update = {n: before[n] - after[n] for n in names}
+    assert probe.predicted_change == pytest.approx(-product(update, safety), rel=EXACT)
+    assert probe.update.norm[names[0]] == pytest.approx(float(update[names[0]].norm()), rel=EXACT)
+
+
+def test_a_small_step_changes_the_safety_loss_as_predicted(tokenizer):
+    model = exact_model(tokenizer)
+    optimizer = torch.optim.SGD([dict(model.named_parameters())[n] for n in trained_blocks(model)], lr=1e-5)
+    monitor = watch(model, tokenizer, every=1, optimizer=optimizer)
+    for _ in range(2):
+        with monitor.step(batch := padded(tokenizer)):
+            mean_loss(model, batch).backward()
+        optimizer.step()
+    first, second = monitor.probes
+    change = (second.safety_losses - first.safety_losses).mean()
+    assert change == pytest.approx(first.predicted_change, rel=1e-3)  # the second order is 1e-5 of the first
+
+
+def test_probes_are_at_step_0_and_at_every_kth_step(tokenizer):
+    model, _ = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    monitor = watch(model, tokenizer, every=3, optimizer=optimizer)
+    for _ in range(8):
+        with monitor.step():
+            model(**padded(tokenizer)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [p.step for p in monitor.probes] == [0, 3, 6]
+    assert monitor.steps == 8
+
+
+def test_a_step_that_the_optimizer_leaves_out_has_no_update(tokenizer):
+    model, _ = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    monitor = watch(model, tokenizer, every=1, optimizer=optimizer)
+    for stepped in (False, True):
+        with monitor.step():
+            model(**padded(tokenizer)).loss.backward()
+        if stepped:
+            optimizer.step()
+        optimizer.zero_grad()
+    (probe,) = monitor.probes
+    assert probe.update is None
+    assert any("without a step of the optimizer" in n for n in probe.notes)
+
+
+def test_safety_is_measured_anew_in_every_probe(tokenizer):
+    model = exact_model(tokenizer)
+    names = trained_blocks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = watch(model, tokenizer, every=1)
+    for _ in range(2):
+        wanted = safety_gradient(model, tokenizer, names)
+        with monitor.step(batch := padded(tokenizer)):
+            mean_loss(model, batch).backward()
+        assert (
+            relative(list(monitor.probes[-1].safety_norms.values()), [float(wanted[n].norm()) for n in names]) < EXACT
+        )
+        optimizer.step()
+
+
+def test_probes_are_handed_on_and_what_their_receiver_raises_reaches_the_loop(tokenizer):
+    class StopHere(Exception):
+        pass
+
+    def stop(probe):
+        raise StopHere(str(probe.step))
+
+    model, _ = tiny()
+    monitor = watch(model, tokenizer, on_probe=stop, strict=False)
+    with pytest.raises(StopHere, match="0"), monitor.step():
+        model(**padded(tokenizer)).loss.backward()
+    assert monitor.failed is None
+
+
+def test_errors_of_the_loop_pass_through_and_leave_no_hooks(tokenizer):
+    model, _ = tiny()
+    monitor = watch(model, tokenizer)
+
+    def loop():
+        with monitor.step():
+            model(**padded(tokenizer))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        loop()
+    assert monitor.failed is None
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_error_of_the_monitor_turns_it_off_and_is_logged_once(tokenizer, caplog):
+    model, _ = tiny()
+    monitor = watch(model, tokenizer, every=1, strict=False)
+    with caplog.at_level(logging.ERROR, "graddiag"):
+        for _ in range(3):
+            with monitor.step():
+                loss = model(input_ids=padded(tokenizer)["input_ids"]).logits.mean()  # no labels anywhere
+                loss.backward()
+    assert "needs labels" in str(monitor.failed)
+    assert len(caplog.records) == 1
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert model.model.layers[0].mlp.up_proj.weight.grad is not None
+
+
+def test_a_strict_monitor_raises_its_errors(tokenizer):
+    model, _ = tiny()
+    with pytest.raises(DataError, match="needs labels"), watch(model, tokenizer).step():
+        model(input_ids=padded(tokenizer)["input_ids"]).logits.mean().backward()
+
+
+def test_a_step_without_a_backward_pass_is_refused(tokenizer):
+    model, _ = tiny()
+    with pytest.raises(DataError, match="no backward pass"), watch(model, tokenizer).step():
+        model(**padded(tokenizer))
+
+
+def attending_to_each_other(tokenizer):
+    """Packed rows with a cache, for which transformers makes no mask between examples."""
+    return {**flattened(tokenizer, told_by="position_ids"), "use_cache": True}
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_rows_that_autograd_does_not_confirm_stop_before_the_first_step(tokenizer, watched):
+    model = exact_model(tokenizer, "llama")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = watch(model, tokenizer, strict=False, optimizer=optimizer if watched else None)
+    before = weights_of(model, trained_blocks(model))
+
+    def loop():
+        with monitor.step():
+            model(**attending_to_each_other(tokenizer)).loss.backward()
+            optimizer.step()
+
+    with pytest.raises(DataError, match="differs from that of its own backward pass"):
+        loop()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+
+
+def test_a_flattened_row_that_nothing_tells_apart_is_an_error(tokenizer):
+    model, _ = tiny()
+    batch = padded(tokenizer)
+    flat = {k: batch[k].flatten()[None] for k in ("input_ids", "labels")}
+    with pytest.raises(DataError, match="4 rows and the model was given 1"), watch(model, tokenizer).step(batch):
+        model(**flat).loss.backward()
+
+
+def test_a_compiled_model_is_refused(tokenizer):
+    model, _ = tiny()
+    with pytest.raises(UsageError, match="compiled"):
+        watch(torch.compile(model), tokenizer)
+
+
+def test_modules_that_are_passed_by_are_missed(tokenizer):
+    model, _ = tiny()
+    mlp, monitor = model.model.layers[0].mlp, watch(model, tokenizer)
+    by_weight = torch.nn.functional.linear
+
+    def fused(x):
+        if not mlp.training:
+            return type(mlp).forward(mlp, x)
+        gate, up = by_weight(x, mlp.gate_proj.weight), by_weight(x, mlp.up_proj.weight)
+        return by_weight(mlp.act_fn(gate) * up, mlp.down_proj.weight)
+
+    mlp.forward = fused
+    with pytest.raises(DataError, match=r"0 rows captured of 4 examples in '\S+.gate_proj.weight'"), monitor.step():
+        model(**padded(tokenizer)).loss.backward()
+
+
+def test_frozen_blocks_and_another_models_optimizer_are_refused(tokenizer):
+    model, _ = tiny()
+    model.model.layers[0].requires_grad_(False)
+    with pytest.raises(UsageError, match="not trained"):
+        watch(model, tokenizer, blocks=["*.0.mlp.*"])
+    assert all(".0." not in n for n in watch_names(watch(model, tokenizer), model, tokenizer))
+    with pytest.raises(UsageError, match="none of the 21 watched blocks"):
+        watch(model, tokenizer, optimizer=torch.optim.SGD(tiny()[0].parameters(), lr=1))
+
+
+def watch_names(monitor, model, tokenizer):
+    with monitor.step():
+        model(**padded(tokenizer)).loss.backward()
+    return list(monitor.probes[0].safety_norms)
+
+
+def test_every_parameter_can_be_watched_and_what_has_no_rows_is_said(tokenizer):
+    model = exact_model(tokenizer, "llama")
+    names = [n for n, _ in model.named_parameters()]
+    safety = safety_gradient(model, tokenizer, names)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = weights_of(model, names)
+    monitor = watch(model, tokenizer, blocks=["*"], optimizer=optimizer)
+    with monitor.step():
+        model(**padded(tokenizer)).loss.backward()
+    optimizer.step()
+    (probe,) = monitor.probes
+    assert list(probe.gradient.dot) == names
+    wanted = -product({n: before[n] - p.detach() for n, p in model.named_parameters()}, safety)
+    assert probe.predicted_change == pytest.approx(wanted, rel=1e-6)  # norms are in float32 inside
+    (note,) = probe.notes
+    assert note.startswith("5 of 21 blocks")
+
+
+def test_examples_that_are_not_finite_are_counted(tokenizer):
+    model, _ = tiny()
+    batch, safe = padded(tokenizer), {"prompt": "Q?", "completion": "q"}
+    (odd,) = set(tokenizer("q")["input_ids"])
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        model.model.embed_tokens.weight[odd] = float("nan")
+    batch["input_ids"][2, 1] = odd
+    monitor = watch(model, tokenizer, safety=[*SAFETY, safe], strict=True)
+    with monitor.step():
+        model(**batch).loss.backward()
+    (probe,) = monitor.probes
+    assert (probe.nonfinite, probe.safety_nonfinite) == (1, 1)
+    assert np.isfinite(probe.dots).tolist() == [True, True, False, True]
+    assert np.isfinite(probe.safety_losses).tolist() == [True, True, False]
+
+
+def test_a_model_that_has_diverged_is_reported_and_no_error(tokenizer):
+    model, _ = tiny()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(float("nan"))
+    with (monitor := watch(model, tokenizer, exact=False)).step():
+        model(**padded(tokenizer)).loss.backward()
+    (probe,) = monitor.probes
+    assert (probe.nonfinite, probe.safety_nonfinite) == (len(TEXTS), len(SAFETY))
+
+
+def test_a_part_of_the_gradient_that_no_example_has_is_said(tokenizer):
+    model, _ = tiny()
+    monitor = watch(model, tokenizer)
+    with monitor.step():
+        penalty = sum(p.square().sum() for p in model.parameters())
+        (model(**padded(tokenizer)).loss + penalty).backward()
+    assert any("do not add up" in n for n in monitor.probes[0].notes)
+
+
+def test_memory_does_not_grow_with_the_steps(tokenizer):
+    model, _ = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    monitor = watch(model, tokenizer, every=10, optimizer=optimizer, blocks=["*.down_proj"])
+    batch = padded(tokenizer, TEXTS[:2])
+
+    def steps(n):
+        for _ in range(n):
+            with monitor.step():
+                model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        gc.collect()
+        return sum(x.nbytes for x in gc.get_objects() if isinstance(x, torch.Tensor)), tracemalloc.get_traced_memory()[
+            0
+        ]
+
+    tracemalloc.start()
+    tensors, python = steps(11)
+    more_tensors, more_python = steps(100)
+    tracemalloc.stop()
+    assert more_tensors - tensors + more_python - python < 2**20
+    assert np.isfinite([p.seconds for p in monitor.probes]).all()
