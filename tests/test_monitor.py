@@ -228,6 +228,21 @@ def test_a_compiled_model_is_refused(tokenizer):
         watch(torch.compile(model), tokenizer)
 
 
+@pytest.mark.parametrize(("in_place", "earlier"), [(True, False), (False, True)])
+def test_a_model_compiled_behind_the_monitors_back_captures_nothing_and_that_is_said(tokenizer, in_place, earlier):
+    model = build("llama", vocabulary=len(tokenizer), context=256, change={"num_hidden_layers": 1}).train()
+    batch = padded(tokenizer)
+    monitor = watch(model, tokenizer)
+    if in_place:
+        model.compile(backend="eager")
+    loop = model if in_place else torch.compile(model, backend="eager")
+    if earlier:
+        loop(**batch)
+    with pytest.raises(DataError, match=r"0 rows captured.*torch\.compile"), monitor.step():
+        loop(**batch).loss.backward()
+    torch._dynamo.reset()
+
+
 def test_modules_that_are_passed_by_are_missed(tokenizer):
     model, _ = tiny()
     mlp, monitor = model.model.layers[0].mlp, watch(model, tokenizer)

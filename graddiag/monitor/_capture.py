@@ -117,7 +117,13 @@ class Capture:
 
     def _hooked(self, hook: Callable[..., None]) -> Callable[..., None]:
         guarded = self._guard(hook)
-        return lambda *args: None if self._paused else guarded(*args)
+
+        def hooked(*args: object) -> None:
+            # While a compiler traces the model it must not trace this too: what is compiled has no hooks.
+            if not torch.compiler.is_compiling() and not self._paused:
+                guarded(*args)
+
+        return hooked
 
     def _begin(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if not torch.is_grad_enabled():

@@ -173,8 +173,8 @@ class Window:
         if not passes:
             raise DataError(
                 f"{len(self._capture.passes)} forward passes of the model and no backward pass were seen inside "
-                "monitor.step. Call the model that the monitor was given, and backward(), inside the with-block. (A "
-                "compiled model goes past the hooks.)"
+                "monitor.step: 0 rows captured. Call the model that the monitor was given, and backward(), inside the "
+                "with-block; and call it as it was before torch.compile, since what is compiled goes past the hooks."
             )
         parts = []
         for one in passes:
