@@ -23,10 +23,13 @@ from loops import (
     trained_blocks,
 )
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutput
 
 import graddiag
-from graddiag.encoding import Encoded
-from graddiag.errors import DataError
+from graddiag.data import read_set
+from graddiag.encoding import Encoded, encode
+from graddiag.errors import DataError, UsageError
+from graddiag.store import read_signals
 
 EXACT = 1e-10  # float64
 ROUNDING = 1e-5  # float32, in which transformers computes its own loss
@@ -244,6 +247,59 @@ def test_ids_are_those_of_saved_signals(tokenizer):
     probe = one_step(model, watch(model, tokenizer), padded(tokenizer, side="left"))
     rows = [Encoded("", "", np.array(tokenizer(t)["input_ids"], dtype=np.int32), PROMPT) for t in TEXTS]
     assert probe.ids == tuple(r.digest for r in rows)
+
+
+@pytest.mark.parametrize("projection", ["exact", "logra", "sjlt"])
+def test_kept_rows_are_the_signals_of_extract(tokenizer, tmp_path, projection):
+    model, _ = tiny()
+    how = {"projection": projection, "dim": 64, "seed": 3, "blocks": ["*.up_proj", "*.down_proj"]}
+    answers = [{"prompt": f"Question {k}", "completion": "Yes. " * (k + 1)} for k in range(3)]
+    wanted = graddiag.extract(model, tokenizer, answers, **how)
+    rows = encode(read_set(answers), tokenizer, max_length=256).rows
+    batch = tokenizer.pad({"input_ids": [r.tokens.tolist() for r in rows]}, return_tensors="pt", padding_side="right")
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for k, r in enumerate(rows):
+        batch["labels"][k, : r.start] = -100
+    monitor = watch(model, tokenizer, folder=tmp_path, **how)
+    with monitor.step():
+        model(**batch).loss.backward()
+    found = read_signals(tmp_path / "rows" / "step-00000000")
+    assert found.space == wanted.space
+    assert found.provenance.weights == wanted.provenance.weights
+    assert found.digests == wanted.digests == monitor.probes[0].ids
+    assert relative(found.loss, wanted.loss) < ROUNDING
+    for mine, theirs in zip(found.token_loss, wanted.token_loss, strict=True):
+        assert relative(mine, theirs) < ROUNDING
+    for b in wanted.blocks:
+        assert relative(found.norms[b], wanted.norms[b]) < ROUNDING
+        assert relative(found.gradients[b], wanted.gradients[b]) < ROUNDING
+
+
+def test_rows_need_a_place_and_a_projection_without_a_reference(tokenizer, tmp_path):
+    model, _ = tiny()
+    with pytest.raises(UsageError, match="say where with folder"):
+        watch(model, tokenizer, projection="logra")
+    with pytest.raises(UsageError, match="exact, logra, sjlt, dense"):
+        watch(model, tokenizer, projection="lowrank", folder=tmp_path)
+
+
+def test_the_number_of_items_is_used_where_the_model_gives_no_logits(tokenizer):
+    model, _ = tiny()
+    wanted = wanted_of(model, tokenizer)
+    forward = model.forward
+
+    def fused(**given):
+        output = forward(**given)
+        return CausalLMOutput(loss=output.loss) if "labels" in given else output
+
+    model.forward = fused
+    monitor = watch(model, tokenizer)
+    with monitor.step():
+        model(**padded(tokenizer), num_items_in_batch=1000).loss.backward()
+    (probe,) = monitor.probes
+    assert relative(probe.dots, wanted[0]) < ROUNDING
+    assert np.isnan(probe.losses).all()
+    assert probe.nonfinite == 0
 
 
 def test_the_stand_in_of_low_rank_is_the_nearest_one(tokenizer):

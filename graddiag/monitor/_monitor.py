@@ -6,6 +6,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
@@ -18,9 +20,10 @@ from graddiag.blocks import Selected, select_blocks
 from graddiag.data import Source, read_set
 from graddiag.encoding import encode
 from graddiag.errors import UsageError
-from graddiag.extraction import BATCH_TOKENS, row_length
+from graddiag.extraction import BATCH_TOKENS, ready, row_length
 from graddiag.head import inner_model
 from graddiag.monitor._check import WrongRows
+from graddiag.monitor._rows import Keeper, check_kept
 from graddiag.monitor._window import Watch, Window
 from graddiag.probes import Probe
 from graddiag.projection import Toward
@@ -46,6 +49,9 @@ class Monitor:
     what a loss is multiplied before its backward pass and its gradients are divided after it: `scaler.get_scale` of a
     GradScaler.
 
+    With a `projection` ("logra" and others, `dim`, `seed` as in `extract`) the examples' gradients are kept, as
+    signals, in `folder/rows/step-...`; their ids are places in the run, their digests those of the same rows elsewhere.
+
     An error of the monitor turns it off, is logged once and kept in `failed`; with `strict` it is raised. One error
     always is, before the optimizer's first step: rows that plain autograd does not confirm (at the first probe).
     Raises UsageError or DataError for settings and examples that cannot be used.
@@ -66,37 +72,51 @@ class Monitor:
         scale: Callable[[], float] | None = None,
         target: str = "answer",
         max_length: int | None = None,
+        projection: str | None = None,
+        dim: int = 256,
+        seed: int = 0,
+        folder: str | Path | None = None,
         batch_tokens: int = BATCH_TOKENS,
         on_probe: Callable[[Probe], None] | None = None,
         strict: bool = False,
     ) -> None:
         _check_numbers(every=every, accumulation=accumulation, rank=rank)
+        check_kept(projection, folder)
         inner = _unwrapped(model)
         chosen = _trained(inner, blocks)
-        length = row_length(inner, max_length)
-        encoded = encode(read_set(safety), tokenizer, target=target, max_length=length)
+        encoded = encode(read_set(safety), tokenizer, target=target, max_length=row_length(inner, max_length))
         extractor = bare_extractor(inner, chosen, Toward())
-        self._watch = Watch(inner, extractor, encoded.rows, batch_tokens, rank, scale or (lambda: 1.0))
+        watch = Watch(inner, extractor, encoded.rows, batch_tokens, rank, scale or (lambda: 1.0))
+        if projection is not None and folder is not None:
+            names = [b.block.name for b in watch.row_blocks]
+            rows = ready(
+                inner, tokenizer, blocks=names, projection=projection, dim=dim, seed=seed, target=target,
+                max_length=max_length,
+            )  # fmt: skip
+            watch = replace(watch, keeper=Keeper(Path(folder) / "rows", rows))
+        self._watch = watch
         self.every, self.exact, self.strict = every, exact, strict
         self.steps = 0  # optimizer steps taken
         self.failed: Exception | None = None
         self.probes: deque[Probe] = deque(maxlen=KEPT)
         self._accumulation, self._in_step = accumulation, 0
-        self._on_probe = on_probe
+        self._on_probe, self._ready = on_probe, list[Probe]()
         self._window: Window | None = None
-        self._probed = -1  # the last step of which a probe was begun
-        self._first = True
-        self._ready: list[Probe] = []
+        self._probed, self._first = -1, True  # the last step of which a probe was begun; whether none is complete
         self._any_optimizer: RemovableHandle | None = None
         self._notes: tuple[str, ...] = (*encoded.notes, *_on_rows(self._watch))
-        self._handles = ExitStack()
         self._optimizer = _inner_optimizer(optimizer, chosen)
+        self._handles = self._on_optimizer()
+
+    def _on_optimizer(self) -> ExitStack:
+        """Hooks on the optimizer, which stay there: they count its steps."""
+        stack = ExitStack()
         if self._optimizer is not None:
-            for handle in (
-                self._optimizer.register_step_pre_hook(lambda *_: self._before_optimizer()),
-                self._optimizer.register_step_post_hook(lambda *_: self._after_optimizer()),
-            ):
-                self._handles.callback(handle.remove)
+            before = self._optimizer.register_step_pre_hook(lambda *_: self._before_optimizer())
+            after = self._optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        return stack
 
     @contextmanager
     def step(self, batch: Mapping[str, object] | None = None) -> Iterator[None]:

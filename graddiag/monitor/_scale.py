@@ -55,6 +55,13 @@ class TokenWeights:
         means: np.ndarray = self._sums(self.token_losses) / self._inputs.counts
         return means
 
+    def of_tokens(self) -> tuple[Float[np.ndarray, " _"], ...]:
+        """The losses of each example's target tokens, nats; NaN where the model gave no logits."""
+        if self.token_losses is None:
+            return tuple(np.full(n, np.nan) for n in self._inputs.counts)
+        owner, values = self._inputs.example_of_target, self.token_losses.double().cpu().numpy()
+        return tuple(values[owner == k] for k in range(len(self._inputs.segments)))
+
     def factors(self) -> Float[np.ndarray, " n"]:
         """What the recorded gradient of each example must be multiplied with to be that of its own mean loss.
 

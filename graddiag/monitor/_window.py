@@ -23,6 +23,7 @@ from graddiag.monitor._examples import OfExamples, Rows
 from graddiag.monitor._guard import Guard
 from graddiag.monitor._inputs import Given, Inputs
 from graddiag.monitor._placing import layout
+from graddiag.monitor._rows import Keeper, ProjectedRows
 from graddiag.monitor._safety import measure_safety
 from graddiag.monitor._standin import StandIn
 from graddiag.monitor._update import UpdateReader
@@ -41,6 +42,7 @@ class Watch:
     batch_tokens: int
     rank: int
     scale: Callable[[], float]
+    keeper: Keeper | None = None
 
     @property
     def blocks(self) -> tuple[Selected, ...]:
@@ -73,6 +75,7 @@ class Window:
         self._check = FirstCheck(watch.model, watch.row_blocks) if check else None
         self._capture = Capture(watch.model, watch.row_blocks, self._guard, before=self._before, consume=self._consume)
         self._update = UpdateReader(watch.blocks)
+        self._kept = ProjectedRows(watch.keeper.like.projector) if watch.keeper else None
         self._open: ExitStack | None = None
         self._entered = 0.0
         self._of_loop = 0.0
@@ -163,6 +166,8 @@ class Window:
         gradients = form(b, use, calls, layout(one.inputs))
         dot, norm2 = self._stand_ins[b.block.name].products(gradients, self._workspace)
         self._rows.add(one, b.block.name, dot, norm2)
+        if self._kept is not None:
+            self._kept.add(one, b, gradients, norm2)
         if self._check is not None and one.number == 0:
             self._check.see(b, gradients, calls[0].grads[0].dtype)
 
@@ -184,5 +189,8 @@ class Window:
                 self._check.compare(factors)
             dots, norms = self._rows.of(one, names, factors)
             parts.append(OfExamples.of(one, dots, norms))
+        if self._watch.keeper is not None and self._kept is not None:
+            seen = repr((self._safety.losses.tolist(), self._safety.norms))
+            self._watch.keeper.save(self.step, self._kept, passes, seen)
         uneven = self._rows.notes(passes, names, self._batch_gradient, self._stand_ins)
         return OfExamples.concat(parts, uneven)
