@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from architectures import build
+from conftest import relative
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import graddiag
 from graddiag.blocks import select_blocks
 from graddiag.data import read_set
 from graddiag.encoding import encode
 from graddiag.models import load_model
+from graddiag.probes import Probe
 
 SAFETY = [
     {"prompt": f"How do I harm {who}?", "completion": "I will not help. " * k} for k, who in ((1, "x"), (2, "yy"))
@@ -118,6 +121,11 @@ def trained_blocks(model: nn.Module) -> list[str]:
     return [b.block.name for b in select_blocks(model) if b.parameter.requires_grad]
 
 
+def weights_of(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """A copy of some parameters."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if n in names}
+
+
 def product(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """The inner product of two gradients, all blocks as one vector."""
     return sum(float((a[n].double() * b[n].double()).sum()) for n in a)
@@ -132,3 +140,39 @@ def _gradient(model: nn.Module, tokens: Tensor, labels: Tensor, names: Sequence[
     parameters = dict(model.named_parameters())
     grads = torch.autograd.grad(_loss(model, tokens, labels), [parameters[n] for n in names])
     return dict(zip(names, grads, strict=True))
+
+
+def watch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **settings: object) -> graddiag.Monitor:
+    """A monitor that multiplies exactly and raises its errors, unless told otherwise."""
+    return graddiag.Monitor(model, tokenizer, **{"safety": SAFETY, "exact": True, "strict": True, **settings})
+
+
+Numbers = tuple[list[float], list[float], list[float]]
+
+
+def wanted_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = TEXTS) -> Numbers:
+    """Inner products with the safety gradient, norms and losses of the texts, each on its own."""
+    names = trained_blocks(model)
+    rows = own_gradients(model, tokenizer, texts, names)
+    safety = safety_gradient(model, tokenizer, names)
+    norms = [product(r, r) ** 0.5 for r in rows]
+    return [product(r, safety) for r in rows], norms, own_losses(model, tokenizer, texts)
+
+
+def check(probe: Probe, wanted: Numbers, tolerance: float) -> None:
+    """The probe's examples have these numbers."""
+    for found, numbers in zip((probe.dots, probe.norms, probe.losses), wanted, strict=True):
+        assert relative(found, numbers) < tolerance
+
+
+def one_step(
+    model: nn.Module,
+    monitor: graddiag.Monitor,
+    batch: Batch,
+    loss_of: Callable[[nn.Module, Batch], Tensor] = mean_loss,
+) -> Probe:
+    """What the monitor sees of a first step."""
+    with monitor.step(batch):
+        loss_of(model, batch).backward()
+    (probe,) = monitor.probes
+    return probe
