@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graddiag.blocks import Selected
 from graddiag.errors import DataError
-from graddiag.gradients import Gradients
+from graddiag.gradients import Formable, Gradients
 from graddiag.monitor._batch_gradient import share
 from graddiag.monitor._inputs import IGNORED, Inputs
 from graddiag.monitor._scale import loss_and_logits
@@ -77,6 +77,7 @@ class FirstCheck:
     def see(self, b: Selected, gradients: Gradients, dtype: torch.dtype) -> None:
         """Keeps the captured gradient of the example, if the block is one of the three."""
         if b.block.name in self._wanted:
+            assert isinstance(gradients, Formable)  # nothing is condensed in a training step
             self._found[b.block.name] = gradients.tile(self._number, range(b.block.shape[0])).clone()
             self._dtype = min(self._dtype, dtype, b.parameter.dtype, key=lambda d: -limit_for(d))
 
