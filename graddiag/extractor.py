@@ -131,12 +131,19 @@ class Extractor:
                 adam[name] = adam_products(gradients, moments, known.means[name], len(rows))
 
         condense = self._condense and known is None and mean is None and not pairs
-        with untouched(self.model), _memory_named(batch):
-            self._check_head(batch)
-            losses = self._backward(batch, consume, condense=condense)
+        losses = self.walk(batch, consume, condense=condense)
         measured = measured_of(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
         adam = {b.block.name: adam[b.block.name] for b in self.blocks if b.block.name in adam}
         return replace(measured, scores=scores, adam_step=known.adam if known else None, adam=adam)
+
+    def walk(self, batch: Batch, consume: Consume, *, condense: bool = False) -> list[Tensor]:
+        """The token losses of each row of a batch; every block's gradients are handed to `consume`, and nothing kept.
+
+        With `condense`, gradients may come as what the projector makes of them. Raises as `measure`.
+        """
+        with untouched(self.model), _memory_named(batch):
+            self._check_head(batch)
+            return self._backward(batch, consume, condense=condense)
 
     def _backward(self, batch: Batch, consume: Consume, *, condense: bool) -> list[Tensor]:
         """The losses; every block is handed to `consume` as soon as its gradients are there."""
