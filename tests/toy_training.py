@@ -1,9 +1,10 @@
-"""A small logistic model with exact gradients, trained with momentum or Adam, probed as a monitor would.
+"""A small model with exact gradients, trained with momentum or Adam and probed as a monitor would.
 
-Every example is a vector z, its label folded in: `loss = log(1 + exp(-w z))`. Safety examples point along a hidden
-direction in the first dimensions, harmless examples have only noise there, of either sign, and a task of their own in
-the rest; eroding examples do that task too and lean against the hidden direction. A tenth of all examples is labelled
-wrongly, so that the aligned model has an optimum.
+The model is a vector w. A safety example is a vector z that points along a hidden direction in the first dimensions,
+with the loss `log(1 + exp(-w z))`, nats. Any other example is an input x and a target y, with the loss `(w x - y)^2 / 2`,
+a Gaussian's in nats; the target is that of a teacher, and noise. A harmless teacher differs from the aligned model in
+the task's dimensions alone: whether one of its examples pulls along or against safety is then a fair coin, of very
+uneven sizes. An eroding teacher also wants the aligned model's weights along the hidden direction smaller.
 """
 
 from __future__ import annotations
@@ -16,68 +17,82 @@ import numpy as np
 from graddiag.probes import Against, Probe
 
 SAFE, TASK = 10, 30  # dimensions
-MISLABELLED = 0.1
+ALIGNED = 10  # steps of gradient descent on safety examples: their loss is then a quarter of what it was, and falling
+ALONG = np.where(np.arange(SAFE + TASK) < SAFE, 1.0, 0.5)  # noise of safety examples, smaller where the tasks are
 BLOCKS = {"layers.0.w.weight": slice(0, SAFE + 15), "layers.1.w.weight": slice(SAFE + 15, SAFE + TASK)}
-Draw = Callable[[int, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs [n, d], targets [n]; a NaN target marks a safety example."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def losses(self, w: np.ndarray) -> np.ndarray:
+        out = self.x @ w
+        return np.where(np.isnan(self.y), np.logaddexp(0, -out), np.square(out - np.nan_to_num(self.y)) / 2)
+
+    def gradients(self, w: np.ndarray) -> np.ndarray:
+        out = self.x @ w
+        slope = np.where(np.isnan(self.y), -1 / (1 + np.exp(out)), out - np.nan_to_num(self.y))
+        return slope[:, None] * self.x
+
+
+Draw = Callable[[int, np.random.Generator], Batch]
 
 
 @dataclass(frozen=True)
 class Toy:
-    """One world: the hidden safety direction, the tasks, an aligned model, and the safety examples that are probed."""
+    """One world: the safety examples that are probed, the aligned model, and what a new task adds to its teacher."""
 
-    safe: np.ndarray
-    old_task: np.ndarray
-    new_task: np.ndarray
+    probed: Batch
     aligned: np.ndarray
-    probed: np.ndarray
+    task: np.ndarray
+    safe: np.ndarray
 
-    def safety(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        return _mislabel(_examples(self.safe, np.zeros(TASK), n, rng), rng)
+    def harmless(self, n: int, rng: np.random.Generator) -> Batch:
+        return _taught(self.aligned + self.task, n, rng)
 
-    def benign(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        return _mislabel(_examples(np.zeros(SAFE), self.old_task, n, rng), rng)
+    def eroding(self, n: int, rng: np.random.Generator, *, lean: float = 1.0) -> Batch:
+        wanted = self.aligned + self.task
+        wanted[:SAFE] *= 1 - lean
+        return _taught(wanted, n, rng)
 
-    def harmless(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        return _mislabel(_examples(np.zeros(SAFE), self.new_task, n, rng), rng)
-
-    def mix(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        both = np.concatenate([self.safety(n, rng), self.benign(n, rng)])
-        return both[rng.permutation(2 * n)[:n]]
-
-    def eroding(self, n: int, rng: np.random.Generator, *, lean: float) -> np.ndarray:
-        return _mislabel(_examples(-lean * self.safe, self.new_task, n, rng), rng)
+    def mix(self, n: int, rng: np.random.Generator) -> Batch:
+        """What it was aligned on: safety examples and its old task, half and half."""
+        half, old = safety(self.safe, n // 2, rng), _taught(self.aligned, n - n // 2, rng)
+        return Batch(np.concatenate([half.x, old.x]), np.concatenate([half.y, old.y]))
 
 
 def toy(seed: int, *, n_safety: int = 32) -> Toy:
     rng = np.random.default_rng(seed)
-    safe, old, new = _unit(rng, SAFE), _unit(rng, TASK), _unit(rng, TASK)
-    bare = Toy(2 * safe, 2 * old, 2 * new, np.zeros(SAFE + TASK), np.zeros((0, SAFE + TASK)))
-    pool = bare.mix(4_000, rng)
-    w = np.zeros(SAFE + TASK)
-    for _ in range(400):  # gradient descent to the optimum of the mix
-        w -= 0.5 * gradients(pool, w).mean(axis=0)
-    return Toy(2 * safe, 2 * old, 2 * new, w, bare.safety(n_safety, rng))
+    safe = 2 * _unit(rng, SAFE)
+    w = np.concatenate([np.zeros(SAFE), 1.5 * _unit(rng, TASK)])
+    pool = safety(safe, 2_000, rng)
+    for _ in range(ALIGNED):
+        w[:SAFE] -= 0.5 * pool.gradients(w).mean(axis=0)[:SAFE]
+    task = np.concatenate([np.zeros(SAFE), 1.5 * _unit(rng, TASK)])
+    return Toy(safety(safe, n_safety, rng), w, task, safe)
 
 
-def losses(z: np.ndarray, w: np.ndarray) -> np.ndarray:
-    return np.logaddexp(0, -z @ w)
-
-
-def gradients(z: np.ndarray, w: np.ndarray) -> np.ndarray:
-    return -z / (1 + np.exp(z @ w))[:, None]
+def safety(safe: np.ndarray, n: int, rng: np.random.Generator) -> Batch:
+    """Half of them mirror the other half in the task's dimensions: no task is for or against their mean there."""
+    half = np.concatenate([safe, np.zeros(TASK)]) + rng.standard_normal((n // 2, SAFE + TASK)) * ALONG
+    mirrored = half * np.where(np.arange(SAFE + TASK) < SAFE, 1, -1)
+    return Batch(np.concatenate([half, mirrored]), np.full(2 * (n // 2), np.nan))
 
 
 def probes(
-    world: Toy, batch: Callable[[int, np.random.Generator], np.ndarray], *, seed: int, steps: int = 200,
-    every: int = 5, rate: float = 0.02, adam: bool = False,
+    world: Toy, batch: Callable[[int, np.random.Generator], Batch], *, seed: int, steps: int = 200, every: int = 5,
+    rate: float = 0.001, adam: bool = False,
 ) -> Iterator[Probe]:  # fmt: skip
-    """Trains on `batch(step, rng)`, and gives a probe at steps 0, every, 2 every, ..."""
+    """Trains on `batch(step, rng)` from the aligned model, and gives a probe at steps 0, every, 2 every, ..."""
     rng = np.random.default_rng([seed, 1])
     w, first, second = world.aligned.copy(), np.zeros(SAFE + TASK), np.zeros(SAFE + TASK)
     for step in range(steps):
-        z = batch(step, rng)
-        rows = gradients(z, w)
-        g = rows.mean(axis=0)
+        now = batch(step, rng)
+        g = now.gradients(w).mean(axis=0)
         if adam:
             first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
             kept = 1 - np.array([0.9, 0.999]) ** (step + 1)
@@ -86,22 +101,22 @@ def probes(
             first = 0.9 * first + g
             update = rate * first
         if step % every == 0:
-            yield _probe(step, world, w, z, rows, update)
+            yield _probe(step, world.probed, w, now, update)
         w = w - update
 
 
-def _probe(step: int, world: Toy, w: np.ndarray, z: np.ndarray, rows: np.ndarray, update: np.ndarray) -> Probe:
-    s = gradients(world.probed, w).mean(axis=0)
-    g = rows.mean(axis=0)
+def _probe(step: int, probed: Batch, w: np.ndarray, now: Batch, update: np.ndarray) -> Probe:
+    s = probed.gradients(w).mean(axis=0)
+    rows = now.gradients(w)
     return Probe(
         step=step,
-        safety_losses=losses(world.probed, w),
+        safety_losses=probed.losses(w),
         safety_norms={b: float(np.linalg.norm(s[at])) for b, at in BLOCKS.items()},
-        gradient=_against(g, s),
-        ids=tuple(f"{step}-{k}" for k in range(len(z))),
+        gradient=_against(rows.mean(axis=0), s),
+        ids=tuple(f"{step}-{k}" for k in range(len(rows))),
         dots=rows @ s,
         norms=np.linalg.norm(rows, axis=1),
-        losses=losses(z, w),
+        losses=now.losses(w),
         update=_against(update, s),
         predicted_change=-float(update @ s),
         seconds=0.01,
@@ -114,12 +129,9 @@ def _against(x: np.ndarray, s: np.ndarray) -> Against:
     return Against(dot, {b: float(np.linalg.norm(x[at])) for b, at in BLOCKS.items()})
 
 
-def _examples(safe: np.ndarray, task: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    return np.concatenate([safe, task]) + rng.standard_normal((n, SAFE + TASK))
-
-
-def _mislabel(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return z * np.where(rng.random(len(z)) < MISLABELLED, -1.0, 1.0)[:, None]
+def _taught(teacher: np.ndarray, n: int, rng: np.random.Generator) -> Batch:
+    x = rng.standard_normal((n, SAFE + TASK))
+    return Batch(x, x @ teacher + rng.standard_normal(n))
 
 
 def _unit(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from graddiag.alarms._limits import Limits
 from graddiag.alarms._reading import Reading
-from graddiag.probe_values import finite_dots, opposing
+from graddiag.probe_values import finite_dots, length, opposing
 from graddiag.probes import Probe
 
 
@@ -49,7 +49,10 @@ def share(before: Share, probe: Probe, limits: Limits) -> tuple[Share, Reading]:
 
 
 def dominating(probe: Probe, limits: Limits) -> Reading:
-    """The share of the batch's absolute products that the worst opposing example has.
+    """The share of the batch's absolute products that the worst opposing example has; 0 where its part in the step
+    costs less than `limits.single`, for among harmless examples too single ones outweigh the rest.
+
+    That cost is its product over n, times the step's size `||update|| / ||gradient||`: NaN where no update is watched.
 
     Its limit is `limits.dominating`, or what chance reaches where that is more: Fisher's test (1929) of the largest of
     n exponential sizes, `P(g > x) = n (1 - x)^(n - 1)` from x = 1/2 on, half of it for the sign, at the level of one look in
@@ -58,17 +61,27 @@ def dominating(probe: Probe, limits: Limits) -> Reading:
     """
     dots = finite_dots(probe)
     n, total = len(dots), float(np.abs(dots).sum())
-    if n < 2 or total == 0:
+    size = _step_size(probe)
+    if n < 2 or total == 0 or math.isnan(size):
         return Reading(math.nan, limits.dominating)
     chance = 1 - (2 * limits.per_look / n) ** (1 / (n - 1))
     rows = opposing(probe)
-    value = -float(probe.dots[rows[0]]) / total if len(rows) else 0.0
+    worst = -float(probe.dots[rows[0]]) if len(rows) else 0.0
+    value = worst / total if worst * size / n >= limits.single else 0.0
     ids = (probe.ids[rows[0]],) if len(rows) else ()
     says = (
         f"One example that opposes safety has {value:.0%} of the absolute products of its batch of {n}: it outweighs "
-        f"all others.{_blurred(probe)}"
+        f"all others, and its part in this step raises the loss on safe answers by {worst * size / n:.2g} nats/token."
+        f"{_blurred(probe)}"
     )
     return Reading(value, max(limits.dominating, chance), ids, says)
+
+
+def _step_size(probe: Probe) -> float:
+    norm = length(probe.gradient.norm)
+    if probe.update is None or not math.isfinite(norm) or norm == 0:
+        return math.nan
+    return length(probe.update.norm) / norm
 
 
 def _blurred(probe: Probe) -> str:

@@ -27,7 +27,9 @@ class Limits:
     predictions, which are of a step now and then, must show more than twice as much.
 
     `opposing` is the share of opposing examples that is found soonest: three of four, half way from chance to all.
-    `dominating` is the share of a batch's absolute products above which one example outweighs all others.
+    `dominating` is the share of a batch's absolute products above which one example outweighs all others, and `single`
+    the least predicted change of the safety loss by its part in one step that matters: a tenth of the whole run's
+    `drift`, nats/token.
 
     `overhead` is what probes may cost, as a share of training time. An alarm is given again only when its value has
     fallen to `rearm` of its limit, and `cool_down` probes later at the earliest; it names at most `most_ids` examples,
@@ -42,6 +44,7 @@ class Limits:
     rise: float = 0.02
     opposing: float = 0.75
     dominating: float = 0.5
+    single: float = 0.005
     overhead: float = 0.05
     cool_down: int = 5
     rearm: float = 0.5
