@@ -94,7 +94,7 @@ def sign_flips(sums: Float[np.ndarray, "c ..."], *, seed: int = 0, draws: int = 
 
 @dataclass(frozen=True)
 class Rank:
-    """Where the real sum stands among those of flipped signs: the share below it, and the share up to it, itself too."""
+    """Where the real sum stands among those of flipped signs: the share below it, and up to it, itself too."""
 
     below: float
     up_to: float

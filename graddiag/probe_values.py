@@ -32,7 +32,7 @@ def length(norms: Mapping[str, float]) -> float:
 
 def finite_dots(probe: Probe) -> Float[np.ndarray, " m"]:
     """The defined products of the examples with the mean safety gradient."""
-    return probe.dots[np.isfinite(probe.dots)]
+    return np.asarray(probe.dots[np.isfinite(probe.dots)])
 
 
 def cosine_scale(probe: Probe) -> float:
@@ -56,7 +56,7 @@ def opposing(probe: Probe) -> Int[np.ndarray, " m"]:
 
 def broken(probe: Probe) -> Bool[np.ndarray, " n"]:
     """Which examples have a loss, norm or product that is not finite."""
-    return ~(np.isfinite(probe.dots) & np.isfinite(probe.norms) & np.isfinite(probe.losses))
+    return np.asarray(~(np.isfinite(probe.dots) & np.isfinite(probe.norms) & np.isfinite(probe.losses)))
 
 
 def opposed_share(probe: Probe) -> float:

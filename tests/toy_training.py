@@ -1,8 +1,8 @@
 """A small model with exact gradients, trained with momentum or Adam and probed as a monitor would.
 
 The model is a vector w. A safety example is a vector z that points along a hidden direction in the first dimensions,
-with the loss `log(1 + exp(-w z))`, nats. Any other example is an input x and a target y, with the loss `(w x - y)^2 / 2`,
-a Gaussian's in nats; the target is that of a teacher, and noise. A harmless teacher differs from the aligned model in
+with the loss `log(1 + exp(-w z))`, nats. Any other example is an input x and a target y, with the loss of a Gaussian,
+`(w x - y)^2 / 2`; the target is that of a teacher, and noise. A harmless teacher differs from the aligned model in
 the task's dimensions alone: whether one of its examples pulls along or against safety is then a fair coin, of very
 uneven sizes. An eroding teacher also wants the aligned model's weights along the hidden direction smaller.
 """

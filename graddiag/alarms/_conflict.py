@@ -18,7 +18,9 @@ def nonfinite(probe: Probe, limits: Limits) -> Reading:
     """How many losses or gradients of examples are not finite; one is too many."""
     rows = np.flatnonzero(broken(probe))
     sizes = (length(probe.gradient.norm), length(probe.safety_norms))
-    count = max(probe.nonfinite, len(rows)) + max(probe.safety_nonfinite, int((~np.isfinite(probe.safety_losses)).sum()))
+    count = max(probe.nonfinite, len(rows)) + max(
+        probe.safety_nonfinite, int((~np.isfinite(probe.safety_losses)).sum())
+    )
     count += 0 if count else sum(not math.isfinite(s) for s in sizes)
     says = f"{count} losses or gradients are not finite; numbers of this step mean nothing."
     return Reading(count, 1.0, ids_at(probe, rows, limits.most_ids), says)

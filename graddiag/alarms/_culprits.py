@@ -55,9 +55,9 @@ def dominating(probe: Probe, limits: Limits) -> Reading:
     That cost is its product over n, times the step's size `||update|| / ||gradient||`: NaN where no update is watched.
 
     Its limit is `limits.dominating`, or what chance reaches where that is more: Fisher's test (1929) of the largest of
-    n exponential sizes, `P(g > x) = n (1 - x)^(n - 1)` from x = 1/2 on, half of it for the sign, at the level of one look in
-    `horizon`. Exponential sizes have a heavier tail than normal ones; where sizes vary even more (by length, say), one
-    example outweighs its batch more often by chance. NaN for a batch of fewer than two.
+    n exponential sizes, `P(g > x) = n (1 - x)^(n - 1)` from x = 1/2 on and at most that below, half of it for the sign,
+    at the level of one look in `horizon`. Exponential sizes have a heavier tail than normal ones; where sizes vary even
+    more (by length, say), one example outweighs its batch more often by chance. NaN for a batch of fewer than two.
     """
     dots = finite_dots(probe)
     n, total = len(dots), float(np.abs(dots).sum())

@@ -11,17 +11,20 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 STATES = 150  # of the Markov chain; twice as many change the probability of a false alarm by less than 1e-4 of 0.05
+ALONE = 0.99  # of the limit: as much as one probe can add
 HIGHEST = 60.0  # standard deviations; a limit above it stands for false alarms rarer than anyone can ask for
 
 
 def added(evidence: float, score: float, *, shift: float, limit: float) -> float:
     """`max(0, evidence + score - shift / 2)` (Page 1954), at most `limit`.
 
-    Cut at the limit, so that after an alarm a harmless stretch is soon seen as one. An undefined score adds nothing.
+    Cut at the limit, so that after an alarm a harmless stretch is soon seen as one; one probe adds less than the limit,
+    so that none gives an alarm alone. An undefined score adds nothing.
     """
     if math.isnan(score):
         return evidence
-    return min(max(0.0, evidence + score - shift / 2), limit)
+    gained = min(score - shift / 2, ALONE * limit)
+    return min(max(0.0, evidence + gained), limit)
 
 
 @lru_cache

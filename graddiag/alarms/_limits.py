@@ -17,8 +17,9 @@ class Limits:
     a run whose examples are as likely to oppose safety as to support it. 1 in 20 is the convention of the field, and
     100 probes are a run of 1,000 steps. There are six such tests: all together are false in at most six times that.
 
-    `shift` is the mean shift of a probe's conflict that is found soonest, in standard deviations of chance: 1 finds
-    both slow erosion and, a probe or two later than a larger one would, data that opposes outright.
+    `shift` is the mean shift of a probe's conflict that is found soonest, in standard deviations of chance: 2 finds
+    data that opposes outright within two or three probes, and leaves alone what is below 1 for good, as weak ties of
+    harmless tasks to safety are; `drift` and `safety_loss` are there for those if they add up.
 
     `memory` is the share of an update that is left after one more step: 0.9, the usual momentum and first beta of Adam.
 
@@ -38,7 +39,7 @@ class Limits:
 
     false_alarms: float = 0.05
     horizon: int = 100
-    shift: float = 1.0
+    shift: float = 2.0
     memory: float = 0.9
     drift: float = 0.05
     rise: float = 0.02
@@ -51,7 +52,13 @@ class Limits:
     most_ids: int = 10
 
     def __post_init__(self) -> None:
-        between = {"false_alarms": (0, 1), "memory": (0, 1), "opposing": (0.5, 1), "dominating": (0, 1), "rearm": (0, 1)}
+        between = {
+            "false_alarms": (0, 1),
+            "memory": (0, 1),
+            "opposing": (0.5, 1),
+            "dominating": (0, 1),
+            "rearm": (0, 1),
+        }
         for name, (low, high) in between.items():
             value = getattr(self, name)
             if not low <= value < high or (value == low and name in {"false_alarms", "opposing"}):
@@ -62,7 +69,7 @@ class Limits:
             if not math.isfinite(value) or value < least:
                 raise UsageError(f"{field.name} is {value}; choose a finite number, {least} or more.")
         if self.shift == 0:
-            raise UsageError("shift is 0; choose the shift that is to be found soonest, in standard deviations.")
+            raise UsageError(f"shift is {self.shift}; choose the shift that is to be found soonest, in standard deviations.")
 
     @property
     def per_look(self) -> float:

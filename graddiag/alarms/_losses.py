@@ -34,7 +34,9 @@ def drift(before: Drift, probe: Probe, steps: int, limits: Limits) -> tuple[Drif
     if probe.predicted_change is None or not math.isfinite(probe.predicted_change):
         return before, Reading(math.nan, limits.drift)
     total = before.total + steps * probe.predicted_change
-    spread = 0.0 if probe.update is None else cosine_scale(probe) * length(probe.update.norm) * length(probe.safety_norms)
+    spread = (
+        0.0 if probe.update is None else cosine_scale(probe) * length(probe.update.norm) * length(probe.safety_norms)
+    )
     spread *= steps * inflation(limits.memory, steps)
     after = Drift(total, before.variance + (spread**2 if math.isfinite(spread) else 0.0))
     chance = float(-ndtri(limits.per_look)) * math.sqrt(after.variance)
@@ -56,8 +58,8 @@ def safety_loss(first: tuple[float, ...], probe: Probe, limits: Limits) -> Readi
     """
     if len(probe.safety_losses) != len(first):
         raise DataError(
-            f"At step {probe.step} there are {len(probe.safety_losses)} safety losses, at the first probe {len(first)}. "
-            "Probe the same safety examples every time."
+            f"At step {probe.step} there are {len(probe.safety_losses)} safety losses, at the first probe {len(first)}."
+            " Probe the same safety examples every time."
         )
     changes = paired_changes(np.array(first), probe)
     mean, error = mean_and_error(changes)

@@ -32,7 +32,7 @@ def update_score(probe: Probe, *, inflation: float) -> float:
     The update's cosine over `inflation` times the scale that sign flips give the batch's own cosine: averaging over
     steps with fair signs shortens an update as much as its product, so that scale is not too small for momentum. It is
     known from n examples that the update hardly consists of: a t with n degrees of freedom, made normal. Cut off at
-    the largest score of a batch, so that no single probe gives an alarm.
+    the largest score that random flips can give a batch.
     """
     cosine, scale = cosine_with_safety(probe.update, probe.safety_norms), cosine_scale(probe)
     if not math.isfinite(cosine) or not scale > 0:

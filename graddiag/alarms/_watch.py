@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 
 from graddiag.alarms._alarm import Alarm, Notice, RuleName
 from graddiag.alarms._conflict import conflict, nonfinite, update_conflict
 from graddiag.alarms._cost import Cost
-from graddiag.alarms._culprits import Share, dominating, share
-from graddiag.alarms._gate import Gate
+from graddiag.alarms._culprits import dominating, share
 from graddiag.alarms._limits import Limits
-from graddiag.alarms._losses import Drift, drift, safety_loss
+from graddiag.alarms._losses import drift, safety_loss
+from graddiag.alarms._memory import GATES, Memory
 from graddiag.alarms._reading import Reading
+from graddiag.alarms._state import SCHEMA, Json, read_state, without_nan
 from graddiag.errors import UsageError
 from graddiag.probes import Probe
-
-GATES: Mapping[str, RuleName] = {
-    "nonfinite": "nonfinite",
-    "conflict": "conflict",
-    "update_conflict": "update_conflict",
-    "drift": "drift",
-    "safety_loss": "safety_loss",
-    "share": "culprits",
-    "dominating": "culprits",
-}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """All that a watch knows of the probes so far: numbers only, whose size does not grow with the run."""
-
-    cost: Cost
-    last_step: int | None = None
-    first_losses: tuple[float, ...] = ()
-    conflict: float = 0.0
-    update: float = 0.0
-    drift: Drift = Drift()
-    share: Share = Share()
-    gates: Mapping[str, Gate] = field(default_factory=lambda: dict.fromkeys(GATES, Gate()))
 
 
 class Watch:
@@ -76,6 +52,24 @@ class Watch:
         self.alarms += new
         self.notices += _notices(before, seen, probe, limits)
         return new
+
+    def state(self) -> dict[str, object]:
+        """All that this watch knows and has said, as strict JSON; its size grows with the alarms alone."""
+        return {
+            "schema": SCHEMA,
+            "limits": asdict(self.limits),
+            "memory": asdict(self.memory) | {"first_losses": without_nan(self.memory.first_losses)},
+            "alarms": [asdict(a) for a in self.alarms],
+            "notices": [asdict(n) for n in self.notices],
+        }
+
+    @classmethod
+    def restored(cls, state: Json) -> Watch:
+        """The watch of a state, which goes on where it was. Raises DataError where it is not the state of a watch."""
+        kept = read_state(state)
+        watch = cls(kept.limits)
+        watch.memory, watch.alarms, watch.notices = kept.memory, kept.alarms, kept.notices
+        return watch
 
 
 def _read(before: Memory, probe: Probe, limits: Limits) -> tuple[Memory, dict[str, Reading]]:
@@ -117,5 +111,3 @@ def _notices(before: Memory, after: Memory, probe: Probe, limits: Limits) -> tup
     if after.cost.every != before.cost.every:
         out.append(Notice(probe.step, "cost", before.cost.says(after.cost, limits)))
     return tuple(out)
-
-
