@@ -17,8 +17,8 @@ import numpy as np
 from graddiag.probes import Against, Probe
 
 SAFE, TASK = 10, 30  # dimensions
-ALIGNED = 10  # steps of gradient descent on safety examples: their loss is then a quarter of what it was, and falling
-ALONG = np.where(np.arange(SAFE + TASK) < SAFE, 1.0, 0.5)  # noise of safety examples, smaller where the tasks are
+ALIGNED = 10  # steps of gradient descent on safety examples: their loss is then a tenth of what it was, and falling
+SPREAD = 0.5  # of safety examples; theirs is smaller than others', so that few of them know their mean gradient
 BLOCKS = {"layers.0.w.weight": slice(0, SAFE + 15), "layers.1.w.weight": slice(SAFE + 15, SAFE + TASK)}
 
 
@@ -65,27 +65,27 @@ class Toy:
         return Batch(np.concatenate([half.x, old.x]), np.concatenate([half.y, old.y]))
 
 
-def toy(seed: int, *, n_safety: int = 32) -> Toy:
+def toy(seed: int, *, n_safety: int = 16) -> Toy:
     rng = np.random.default_rng(seed)
     safe = 2 * _unit(rng, SAFE)
     w = np.concatenate([np.zeros(SAFE), 1.5 * _unit(rng, TASK)])
     pool = safety(safe, 2_000, rng)
     for _ in range(ALIGNED):
         w[:SAFE] -= 0.5 * pool.gradients(w).mean(axis=0)[:SAFE]
-    task = np.concatenate([np.zeros(SAFE), 1.5 * _unit(rng, TASK)])
+    task = np.concatenate([np.zeros(SAFE), _unit(rng, TASK)])
     return Toy(safety(safe, n_safety, rng), w, task, safe)
 
 
 def safety(safe: np.ndarray, n: int, rng: np.random.Generator) -> Batch:
     """Half of them mirror the other half in the task's dimensions: no task is for or against their mean there."""
-    half = np.concatenate([safe, np.zeros(TASK)]) + rng.standard_normal((n // 2, SAFE + TASK)) * ALONG
+    half = np.concatenate([safe, np.zeros(TASK)]) + SPREAD * rng.standard_normal((n // 2, SAFE + TASK))
     mirrored = half * np.where(np.arange(SAFE + TASK) < SAFE, 1, -1)
     return Batch(np.concatenate([half, mirrored]), np.full(2 * (n // 2), np.nan))
 
 
 def probes(
     world: Toy, batch: Callable[[int, np.random.Generator], Batch], *, seed: int, steps: int = 200, every: int = 5,
-    rate: float = 0.001, adam: bool = False,
+    rate: float = 0.0005, adam: bool = False,
 ) -> Iterator[Probe]:  # fmt: skip
     """Trains on `batch(step, rng)` from the aligned model, and gives a probe at steps 0, every, 2 every, ..."""
     rng = np.random.default_rng([seed, 1])

@@ -69,7 +69,9 @@ class Limits:
             if not math.isfinite(value) or value < least:
                 raise UsageError(f"{field.name} is {value}; choose a finite number, {least} or more.")
         if self.shift == 0:
-            raise UsageError(f"shift is {self.shift}; choose the shift that is to be found soonest, in standard deviations.")
+            raise UsageError(
+                f"shift is {self.shift}; choose the shift that is to be found soonest, in standard deviations."
+            )
 
     @property
     def per_look(self) -> float:
