@@ -28,7 +28,7 @@ def probe(step: int = 0, dots: Sequence[float] = (1.0, -1.0), **more: object) ->
         step=step,
         safety_losses=np.array([0.5, 0.7]),
         safety_norms={"b": 1.0},
-        gradient=Against({"b": float(d.mean())}, {"b": 2.0 * float(np.abs(d).max())}),
+        gradient=Against({"b": float(d.sum()) / max(len(d), 1)}, {"b": 2.0 * float(np.abs(d).max(initial=0.0))}),
         ids=tuple(f"e{k}" for k in range(len(d))),
         dots=d,
         norms=2 * np.abs(d),
@@ -280,9 +280,9 @@ def test_actions_are_decided_for_each_rule() -> None:
 
 
 def test_an_unknown_action_or_rule_is_refused_before_training() -> None:
-    with pytest.raises(UsageError, match="'halt' is no action. Choose one of log, warn"):
+    with pytest.raises(UsageError, match=r"'halt' is no action. Choose one of log, warn"):
         check_choice("halt")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="'nan' is no rule. Rules: nonfinite, conflict"):
+    with pytest.raises(UsageError, match=r"'nan' is no rule. Rules: nonfinite, conflict"):
         check_choice({"nan": "stop"})  # type: ignore[dict-item]
 
 
