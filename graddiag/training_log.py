@@ -113,7 +113,7 @@ def log_keys(probe: Probe, alarms: Sequence[Alarm] = ()) -> dict[str, float | No
         "alarms": len(alarms),
     }
     found |= {f"alarm/{r.name}": max((a.value / a.limit for a in alarms if a.rule == r.name), default=0) for r in RULES}
-    return {f"graddiag/{key}": optional(value) for key, value in found.items()}
+    return {f"graddiag/{key}": optional(float(value)) for key, value in found.items()}
 
 
 def _line(record: Alarm | Notice) -> str:
