@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import cast
 
 import numpy as np
 from jaxtyping import Float
 
+from graddiag.files import strict
 from graddiag.probes import Against, Probe
 
 ARRAYS = ("safety_losses", "dots", "norms", "losses")
@@ -20,7 +21,7 @@ Json = Mapping[str, object]
 def to_line(probe: Probe) -> str:
     """The probe as JSON without a line break; a number that is not finite is null."""
     content = {f.name: _plain(getattr(probe, f.name)) for f in fields(probe)}
-    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return json.dumps(strict(content), allow_nan=False, separators=(",", ":"))
 
 
 def from_content(content: Json) -> Probe:
@@ -39,14 +40,8 @@ def from_content(content: Json) -> Probe:
 
 def _plain(value: object) -> object:
     if isinstance(value, np.ndarray):
-        return [_plain(v) for v in value.tolist()]
-    if isinstance(value, Against):
-        return {"dot": _plain(value.dot), "norm": _plain(value.norm)}
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return list(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return value.tolist()
+    return asdict(value) if isinstance(value, Against) else value
 
 
 def _number(value: object) -> float:

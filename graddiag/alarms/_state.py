@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graddiag.alarms._alarm import Alarm, Notice
@@ -44,11 +44,6 @@ def read_state(state: Json) -> State:
         raise DataError(
             f"This is no state of alarms ({type(error).__name__}: {error}). Start without it; alarms then begin anew."
         ) from error
-
-
-def without_nan(values: Sequence[float]) -> list[float | None]:
-    """The values with None in the place of those that are not finite: JSON has no NaN."""
-    return [v if math.isfinite(v) else None for v in values]
 
 
 def alarm_of(content: Json) -> Alarm:

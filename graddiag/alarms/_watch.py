@@ -12,8 +12,9 @@ from graddiag.alarms._limits import Limits
 from graddiag.alarms._losses import drift, safety_loss
 from graddiag.alarms._memory import GATES, Memory
 from graddiag.alarms._reading import Reading
-from graddiag.alarms._state import SCHEMA, Json, read_state, without_nan
+from graddiag.alarms._state import SCHEMA, Json, read_state
 from graddiag.errors import UsageError
+from graddiag.files import strict
 from graddiag.probes import Probe
 
 
@@ -58,7 +59,7 @@ class Watch:
         return {
             "schema": SCHEMA,
             "limits": asdict(self.limits),
-            "memory": asdict(self.memory) | {"first_losses": without_nan(self.memory.first_losses)},
+            "memory": strict(asdict(self.memory)),
             "alarms": [asdict(a) for a in self.alarms],
             "notices": [asdict(n) for n in self.notices],
         }
