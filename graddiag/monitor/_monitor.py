@@ -10,26 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch.nn import Module
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from graddiag.blocks import Selected, select_blocks
+from graddiag.alarms import Alarm, Choice, Limits, Notice, Todo
 from graddiag.data import Source, read_set
 from graddiag.encoding import encode
-from graddiag.errors import UsageError
+from graddiag.errors import DataError
 from graddiag.extraction import BATCH_TOKENS, ready, row_length
-from graddiag.head import inner_model
+from graddiag.monitor._alerts import Alerts
 from graddiag.monitor._check import WrongRows
 from graddiag.monitor._rows import Keeper, check_kept
+from graddiag.monitor._setup import check_numbers, inner_optimizer, on_rows, trained, unwrapped
 from graddiag.monitor._window import Watch, Window
 from graddiag.probes import Probe
 from graddiag.projection import Toward
 from graddiag.readings import bare_extractor
 
 KEPT = 64  # probes that a monitor remembers
+SCHEMA = 1  # of a saved state
 NOT_STEPPED = "The gradients were emptied without a step of the optimizer (not finite?): no update was measured."
 RANK = 16  # of the stand-in for the safety gradient
 _log = logging.getLogger("graddiag")
@@ -42,6 +43,12 @@ class Monitor:
     given) has stepped, inside the with-block or after it, whatever number of with-blocks that takes; without one, after
     `accumulation` with-blocks. Each probe is a `Probe`, given to `on_probe` as soon as it is complete; the last 64 are
     in `probes`. What `on_probe` raises reaches the loop.
+
+    Rules with `limits` watch the probes: what they say is in `alarms`, what concerns the monitor itself in `notices`.
+    `action` says what is done about an alarm: "log", "warn", "checkpoint" (`should_save` is set, for the loop to see
+    and set back), "stop" (`should_stop` is set), "raise", or a function of the alarm; or one of these for each rule.
+    While an alarm stands, examples are multiplied exactly. Where probes cost more than the limits allow, `every` is
+    doubled. Probes and alarms are kept as lines in `folder`, of which `graddiag report` makes a page.
 
     The training is not changed: weights after any number of steps are bit for bit what they would be. Probed are the
     trained `blocks` (patterns as everywhere; by default linear weights inside the decoder layers). Examples are
@@ -77,13 +84,15 @@ class Monitor:
         seed: int = 0,
         folder: str | Path | None = None,
         batch_tokens: int = BATCH_TOKENS,
+        limits: Limits | None = None,
+        action: Choice = "warn",
         on_probe: Callable[[Probe], None] | None = None,
         strict: bool = False,
     ) -> None:
-        _check_numbers(every=every, accumulation=accumulation, rank=rank)
+        check_numbers(every=every, accumulation=accumulation, rank=rank)
         check_kept(projection, folder)
-        inner = _unwrapped(model)
-        chosen = _trained(inner, blocks)
+        inner = unwrapped(model)
+        chosen = trained(inner, blocks)
         encoded = encode(read_set(safety), tokenizer, target=target, max_length=row_length(inner, max_length))
         extractor = bare_extractor(inner, chosen, Toward())
         watch = Watch(inner, extractor, encoded.rows, batch_tokens, rank, scale or (lambda: 1.0))
@@ -94,19 +103,71 @@ class Monitor:
                 max_length=max_length,
             )  # fmt: skip
             watch = replace(watch, keeper=Keeper(Path(folder) / "rows", rows))
-        self._watch = watch
-        self.every, self.exact, self.strict = every, exact, strict
+        self._watch, self._always_exact = watch, exact
+        facts = {"model": _name(inner), "safety": f"{len(encoded.rows)} examples", "every": f"{every} steps at first"}
+        self._alerts = Alerts(limits, action, every=every, folder=Path(folder) if folder else None, facts=facts)
+        self.strict = strict
         self.steps = 0  # optimizer steps taken
         self.failed: Exception | None = None
         self.probes: deque[Probe] = deque(maxlen=KEPT)
         self._accumulation, self._in_step = accumulation, 0
-        self._on_probe, self._ready = on_probe, list[Probe]()
+        self._on_probe, self._ready = on_probe, list[tuple[Probe, Todo]]()
         self._window: Window | None = None
         self._probed, self._first = -1, True  # the last step of which a probe was begun; whether none is complete
         self._any_optimizer: RemovableHandle | None = None
-        self._notes: tuple[str, ...] = (*encoded.notes, *_on_rows(self._watch))
-        self._optimizer = _inner_optimizer(optimizer, chosen)
+        self._notes: tuple[str, ...] = (*encoded.notes, *on_rows(self._watch))
+        self._optimizer = inner_optimizer(optimizer, chosen)
         self._handles = self._on_optimizer()
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """All alarms so far, in their order."""
+        return list(self._alerts.watch.alarms)
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What concerns the monitor itself: its cost, what it cannot see."""
+        return list(self._alerts.watch.notices)
+
+    @property
+    def every(self) -> int:
+        """A step is probed if its number is a multiple of this."""
+        return self._alerts.watch.every
+
+    @property
+    def exact(self) -> bool:
+        """Whether examples are multiplied with the whole safety gradient at the next probe."""
+        return self._always_exact or self._alerts.stand
+
+    @property
+    def should_save(self) -> bool:
+        """Whether an alarm asks for a checkpoint; the loop sets it back when it has saved one."""
+        return self._alerts.should_save
+
+    @should_save.setter
+    def should_save(self, value: bool) -> None:
+        self._alerts.should_save = value
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether an alarm asks for the end of training."""
+        return self._alerts.should_stop
+
+    def state(self) -> dict[str, object]:
+        """What the monitor knows between two steps, as strict JSON: kept with a checkpoint of the training."""
+        return {"schema": SCHEMA, "steps": self.steps, "alarms": self._alerts.watch.state()}
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Goes on from a state, as if there had been no interruption: steps, `every`, alarms, and the limits of then.
+
+        Probes before it are not remembered in `probes`. Raises DataError where it is not the state of a monitor.
+        """
+        steps, alarms = state.get("steps"), state.get("alarms")
+        if state.get("schema") != SCHEMA or not isinstance(steps, int) or not isinstance(alarms, Mapping):
+            raise DataError(f"This is no state of a monitor (keys {sorted(state)}). Give what monitor.state() gave.")
+        self.abandon()
+        self._alerts.go_on(alarms)
+        self.steps, self._probed, self._in_step = steps, -1, 0
 
     def _on_optimizer(self) -> ExitStack:
         """Hooks on the optimizer, which stay there: they count its steps."""
@@ -209,14 +270,15 @@ class Monitor:
         probe = self._window.probe(said)
         self._window, self._first = None, False
         self.probes.append(probe)
-        self._ready.append(probe)
+        self._ready.append((probe, self._alerts.see(probe)))
 
     def _emit(self) -> None:
         """Hands complete probes on, where what is raised reaches the loop."""
         while self._ready:
-            probe = self._ready.pop(0)
+            probe, todo = self._ready.pop(0)
             if self._on_probe is not None:
                 self._on_probe(probe)
+            self._alerts.do(todo)
 
     @contextmanager
     def _never_in_the_way(self) -> Iterator[None]:
@@ -230,58 +292,5 @@ class Monitor:
             _log.exception("graddiag's monitor is off from step %d on; the training goes on without it.", self.steps)
 
 
-def _check_numbers(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise UsageError(f"{name}={value}: the monitor needs a whole number of at least 1.")
-
-
-def _unwrapped(model: Module) -> PreTrainedModel:
-    """The model itself, without the wrapper of distributed training. Raises UsageError for a compiled one."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    if "_orig_mod" in dict(inner.named_children()):
-        raise UsageError(
-            "The model is compiled, and a compiled model goes past the hooks. Give the monitor and the loop the model "
-            "as it was before torch.compile."
-        )
-    inner_model(inner)
-    return inner  # type: ignore[return-value]  # or a PEFT model around one, which has the same methods
-
-
-def _trained(model: PreTrainedModel, patterns: Sequence[str] | None) -> tuple[Selected, ...]:
-    """The chosen blocks. Raises UsageError where one was named that is not trained, or none is trained."""
-    chosen = select_blocks(model, patterns)
-    frozen = [b.block.name for b in chosen if not b.parameter.requires_grad]
-    if len(frozen) == len(chosen) or (frozen and patterns is not None):
-        raise UsageError(
-            f"{len(frozen)} of {len(chosen)} chosen blocks are not trained (requires_grad is False), the first is "
-            f"{frozen[0]!r}. Name trained ones with blocks=[...], and make the monitor after parameters are frozen or "
-            "adapters added."
-        )
-    return tuple(b for b in chosen if b.parameter.requires_grad)
-
-
-def _inner_optimizer(optimizer: Optimizer | None, blocks: Sequence[Selected]) -> Optimizer | None:
-    """The optimizer whose step is the real one. Raises UsageError where it has none of the blocks."""
-    if optimizer is None:
-        return None
-    inner: Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the one that it was given
-    known = {id(p) for group in inner.param_groups for p in group["params"]}
-    if not any(id(b.parameter) in known for b in blocks):
-        raise UsageError(
-            f"The optimizer has none of the {len(blocks)} watched blocks, the first is {blocks[0].block.name!r}. Pass "
-            "the optimizer that trains this model, made before the monitor."
-        )
-    return inner
-
-
-def _on_rows(watch: Watch) -> tuple[str, ...]:
-    other = [b.block.name for b in watch.blocks if b not in watch.row_blocks]
-    return (
-        (
-            f"{len(other)} of {len(watch.blocks)} blocks, the first is {other[0]!r}, are in the batch's gradient and "
-            "the update, but not in the examples' numbers: an example's share of them cannot be told there.",
-        )
-        if other
-        else ()
-    )
+def _name(model: PreTrainedModel) -> str:
+    return str(model.config.name_or_path) or type(model).__name__
