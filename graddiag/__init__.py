@@ -22,11 +22,13 @@ _HOME = {
     "alignment_adam": "graddiag.analyzers",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
+    "MonitorCallback": "graddiag.monitor",
 }
 __all__ = [
     "Comparison",
     "GraddiagError",
     "Monitor",
+    "MonitorCallback",
     "Signals",
     "alignment",
     "alignment_adam",
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract
     from graddiag.models import load_model
-    from graddiag.monitor import Monitor
+    from graddiag.monitor import Monitor, MonitorCallback
     from graddiag.pipeline import compare
     from graddiag.reporting import report
     from graddiag.screening import screen

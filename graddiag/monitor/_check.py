@@ -21,7 +21,8 @@ from graddiag.monitor._inputs import IGNORED, Inputs
 from graddiag.monitor._scale import loss_and_logits
 from graddiag.startcheck import limit_for, spread
 
-_WITHOUT = ("labels", "shift_labels", "num_items_in_batch")  # so that the model gives logits and no loss of its own
+# So that the model gives logits and no loss of its own; the last is TRL's name for a head that gives no logits.
+_WITHOUT = ("labels", "shift_labels", "num_items_in_batch", "fused_lm_head")
 _SMALL = 1e-2  # of the norm over the checked blocks: below it a block's own norm is no scale for rounding
 
 
