@@ -23,10 +23,12 @@ _HOME = {
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
     "MonitorCallback": "graddiag.monitor",
+    "LightningMonitor": "graddiag.monitor._lightning",
 }
 __all__ = [
     "Comparison",
     "GraddiagError",
+    "LightningMonitor",
     "Monitor",
     "MonitorCallback",
     "Signals",
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from graddiag.extraction import extract
     from graddiag.models import load_model
     from graddiag.monitor import Monitor, MonitorCallback
+    from graddiag.monitor._lightning import LightningMonitor
     from graddiag.pipeline import compare
     from graddiag.reporting import report
     from graddiag.screening import screen

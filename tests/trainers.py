@@ -39,9 +39,11 @@ def trainer(
     folder: Path,
     *callbacks: object,
     texts: Sequence[str] = TEXTS,
+    uphill: bool = False,
     **settings: object,
 ) -> Trainer:
-    """A Trainer whose steps have two batches of two texts, with clipping."""
+    """A Trainer whose steps have two batches of two texts, with clipping; `uphill`, it makes its texts less likely, and
+    with them the safe answers."""
     chosen = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5, **QUIET}
     args = TrainingArguments(str(folder), remove_unused_columns=False, **{**chosen, **settings})
     return Trainer(
@@ -51,6 +53,7 @@ def trainer(
         data_collator=lambda found: padded(tokenizer, found),
         processing_class=tokenizer,
         callbacks=list(callbacks),
+        optimizers=(torch.optim.SGD(model.parameters(), lr=0.05, maximize=True) if uphill else None, None),
     )
 
 

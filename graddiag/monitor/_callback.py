@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Unpack
 
 from torch.nn import Module
@@ -85,8 +84,7 @@ class MonitorCallback(TrainerCallback):
         assert model is not None
         tokenizer = _tokenizer(self._tokenizer, processing_class, train_dataloader)
         self.monitor = Monitor(
-            model, tokenizer, safety=self._safety, every=self._every, optimizer=optimizer, scale=_scale(optimizer),
-            **self._settings,
+            model, tokenizer, safety=self._safety, every=self._every, optimizer=optimizer, **self._settings
         )  # fmt: skip
         self._logged = -1
         kept = state.stateful_callbacks
@@ -154,9 +152,3 @@ def _tokenizer(given: PreTrainedTokenizerBase | None, processing: object, loader
             f"{type(processing).__name__} and its collator has none. Pass MonitorCallback(tokenizer=...)."
         )
     return found
-
-
-def _scale(optimizer: Optimizer | None) -> Callable[[], float] | None:
-    """By what a loss is multiplied: the factor of the GradScaler that accelerate's optimizer has, if it has one."""
-    scaler = getattr(optimizer, "scaler", None)
-    return scaler.get_scale if scaler is not None else None

@@ -23,7 +23,7 @@ from graddiag.extraction import BATCH_TOKENS, ready, row_length
 from graddiag.monitor._alerts import Alerts
 from graddiag.monitor._check import WrongRows
 from graddiag.monitor._rows import Keeper, check_kept
-from graddiag.monitor._setup import check_numbers, inner_optimizer, on_rows, trained, unwrapped
+from graddiag.monitor._setup import check_numbers, inner_optimizer, on_rows, scale_of, trained, unwrapped
 from graddiag.monitor._window import Watch, Window
 from graddiag.probes import Probe
 from graddiag.projection import Toward
@@ -54,7 +54,8 @@ class Monitor:
     trained `blocks` (patterns as everywhere; by default linear weights inside the decoder layers). Examples are
     multiplied with a stand-in of rank `rank` for the safety gradient, or with that itself if `exact`. `scale` says by
     what a loss is multiplied before its backward pass and its gradients are divided after it: `scaler.get_scale` of a
-    GradScaler.
+    GradScaler (accelerate's own is found). With `closure` the optimizer's step runs forward and backward pass itself;
+    then `settle` may be called between backward pass and update, for the first check to come in time.
 
     With a `projection` ("logra" and others, `dim`, `seed` as in `extract`) the examples' gradients are kept, as
     signals, in `folder/rows/step-...`; their ids are places in the run, their digests those of the same rows elsewhere.
@@ -77,6 +78,7 @@ class Monitor:
         rank: int = RANK,
         exact: bool = False,
         scale: Callable[[], float] | None = None,
+        closure: bool = False,
         target: str = "answer",
         max_length: int | None = None,
         projection: str | None = None,
@@ -95,7 +97,7 @@ class Monitor:
         chosen = trained(inner, blocks)
         encoded = encode(read_set(safety), tokenizer, target=target, max_length=row_length(inner, max_length))
         extractor = bare_extractor(inner, chosen, Toward())
-        watch = Watch(inner, extractor, encoded.rows, batch_tokens, rank, scale or (lambda: 1.0))
+        watch = Watch(inner, extractor, encoded.rows, batch_tokens, rank, scale or scale_of(optimizer))
         if projection is not None and folder is not None:
             names = [b.block.name for b in watch.row_blocks]
             rows = ready(
@@ -110,7 +112,7 @@ class Monitor:
         self.steps = 0  # optimizer steps taken
         self.failed: Exception | None = None
         self.probes: deque[Probe] = deque(maxlen=KEPT)
-        self._accumulation, self._in_step = accumulation, 0
+        self._accumulation, self._in_step, self._closure = accumulation, 0, closure
         self._on_probe, self._ready = on_probe, list[tuple[Probe, Todo]]()
         self._window: Window | None = None
         self._probed, self._first = -1, True  # the last step of which a probe was begun; whether none is complete
@@ -208,6 +210,12 @@ class Monitor:
                 self._end()
         self._emit()
 
+    def settle(self) -> None:
+        """All backward passes of the step that is being probed are done; raises WrongRows where the check fails."""
+        with self._never_in_the_way():
+            if self._window is not None:
+                self._window.settle()
+
     def abandon(self) -> None:
         """Forgets the step that is being probed, and takes all hooks off the model."""
         if self._any_optimizer is not None:
@@ -250,7 +258,8 @@ class Monitor:
         """Just before a step: the last moment for the first check."""
         with self._never_in_the_way():
             if self._window is not None:
-                self._window.settle()
+                if not self._closure:
+                    self._window.settle()
                 if self._optimizer is not None:
                     self._window.before_update()
 

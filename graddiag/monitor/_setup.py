@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
@@ -59,6 +59,13 @@ def inner_optimizer(optimizer: Optimizer | None, blocks: Sequence[Selected]) -> 
             "the optimizer that trains this model, made before the monitor."
         )
     return inner
+
+
+def scale_of(optimizer: Optimizer | None) -> Callable[[], float]:
+    """By what a loss is multiplied: the factor of the GradScaler that accelerate's optimizer has, else 1."""
+    scaler = getattr(optimizer, "scaler", None)
+    found: Callable[[], float] = (lambda: 1.0) if scaler is None else scaler.get_scale
+    return found
 
 
 def on_rows(watch: Watch) -> tuple[str, ...]:
