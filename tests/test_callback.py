@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 from architectures import build, with_lora
@@ -18,8 +19,8 @@ from graddiag.errors import UsageError
 from graddiag.training_log import read_log
 
 ROUNDING = 1e-5  # float32, in which transformers computes its own loss
-# Any predicted rise of the safety loss is an alarm, each time anew, and probes may cost what they like.
-TOUCHY = Limits(drift=1e-12, horizon=1, false_alarms=0.5, cool_down=0, overhead=1e9)
+# Any predicted rise of the safety loss is an alarm, chance or not, and probes may cost what they like.
+TOUCHY = Limits(drift=1e-12, horizon=1, false_alarms=0.45, shift=0.1, memory=0, overhead=1e9)
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +54,26 @@ def test_rows_of_adapters(tokenizer, tmp_path):
 
 def test_weights_and_alarms_are_those_of_a_run_without_monitor_and_without_interruption(tokenizer, tmp_path):
     how = {"texts": TEXTS * 2, "uphill": True}
+    limits = replace(TOUCHY, drift=0.06)  # reached by the predictions from before and after the interruption together
     plain = trainer(dropping(tokenizer), tokenizer, tmp_path / "a", max_steps=4, **how)
     plain.train()
-    whole = callback(every=1, limits=TOUCHY, action="log")
+    whole = callback(every=1, limits=limits, action="log")
     uninterrupted = trainer(dropping(tokenizer), tokenizer, tmp_path / "b", whole, max_steps=4, **how)
     uninterrupted.train()
     assert same_weights(plain.model, uninterrupted.model)
 
     saving = {**how, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     first = trainer(
-        dropping(tokenizer), tokenizer, tmp_path / "c", callback(every=1, limits=TOUCHY), StopAfter(2), **saving
+        dropping(tokenizer), tokenizer, tmp_path / "c", callback(every=1, limits=limits), StopAfter(2), **saving
     )
     first.train()
-    again = callback(every=1, limits=TOUCHY, action="log")
+    again = callback(every=1, limits=limits, action="log")
     resumed = trainer(dropping(tokenizer), tokenizer, tmp_path / "c", again, **saving)
     resumed.train(resume_from_checkpoint=True)
     assert same_weights(plain.model, resumed.model)
     assert [p.step for p in again.monitor.probes] == [2, 3]
     assert again.alarms == whole.alarms
-    assert {a.step for a in again.alarms} & {0, 1}
-    assert {a.step for a in again.alarms} & {2, 3}
+    assert {(a.step, a.rule) for a in again.alarms} >= {(1, "safety_loss"), (2, "drift")}
 
 
 class StopAfter(TrainerCallback):
@@ -125,7 +126,8 @@ def test_numbers_are_entries_of_their_own_in_the_history(tokenizer, tmp_path, ca
         run.train()
     ours = [e for e in run.state.log_history if "graddiag/cosine" in e]
     assert [e["step"] for e in ours] == [1, 3]
-    assert all(e["graddiag/alarm/drift"] >= 1 for e in ours)
+    assert ours[0]["graddiag/alarm/drift"] >= 1
+    assert ours[1]["graddiag/alarm/drift"] == 0  # it still stands, and is not given again
     assert sum("log_history" in r.message for r in caplog.records) == 1
     log = read_log(tmp_path / "log")
     assert [p.step for p in log.probes] == [0, 2]
