@@ -16,18 +16,26 @@ _log = logging.getLogger("graddiag")
 class Alerts:
     """The rules of one run, and its log in `folder`, where there is one.
 
-    A log of an earlier run in that folder is replaced, from the step on where this one begins. `should_save` and
-    `should_stop` are set by actions; whoever acts on the first sets it back.
+    `quiet`: nothing is said, since another process does it. A log of an earlier run in that folder is replaced, from
+    the step on where this one begins. `should_save` and `should_stop` are set by actions; who acts on the first sets it
+    back.
     """
 
     def __init__(
-        self, limits: Limits | None, action: Choice, *, every: int, folder: Path | None, facts: Mapping[str, str]
+        self,
+        limits: Limits | None,
+        action: Choice,
+        *,
+        every: int,
+        folder: Path | None,
+        facts: Mapping[str, str],
+        quiet: bool,
     ) -> None:
         check_choice(action)
         self.watch = Watch(limits, every=every)
         self.should_save = self.should_stop = False
         self._action, self._folder, self._facts = action, folder, facts
-        self._begun = False
+        self._begun, self._quiet = False, quiet
         if folder is not None:
             begin_log(folder, facts, self.watch.limits)
 
@@ -52,12 +60,12 @@ class Alerts:
                 rewind_log(self._folder, probe.step)
             append_log(self._folder, probe, alarms, notices)
         self._begun = True
-        _say(notices)
+        _say(() if self._quiet else notices)
         return decide(alarms, self._action)
 
     def do(self, todo: Todo) -> None:
         """Does it, where what is raised reaches the loop."""
-        for warning in todo.warnings:
+        for warning in () if self._quiet else todo.warnings:
             _log.warning(warning)
         for call in todo.calls:
             call.function(call.alarm)

@@ -84,6 +84,8 @@ class FirstCheck:
 
     def compare(self, factors: np.ndarray) -> None:
         """Raises WrongRows where the captured gradient, scaled to that of the example's own loss, is another one."""
+        if not self._wanted:
+            return
         factor, limit = float(factors[self._number]), limit_for(self._dtype)
         floor = _SMALL * math.sqrt(sum(float(w.double().square().sum()) for w in self._wanted.values()))
         for name, wanted in self._wanted.items():

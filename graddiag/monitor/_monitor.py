@@ -1,4 +1,4 @@
-"""Which steps are probed, and what an error of ours does to the training loop: nothing."""
+"""What a training loop sees of the monitor, and what an error of ours does to the loop: nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 
 from torch.nn import Module
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graddiag.alarms import Alarm, Choice, Limits, Notice, Todo
@@ -22,16 +20,17 @@ from graddiag.errors import DataError
 from graddiag.extraction import BATCH_TOKENS, ready, row_length
 from graddiag.monitor._alerts import Alerts
 from graddiag.monitor._check import WrongRows
+from graddiag.monitor._prober import Prober
+from graddiag.monitor._ranks import FailedTogether, Ranks
 from graddiag.monitor._rows import Keeper, check_kept
 from graddiag.monitor._setup import check_numbers, inner_optimizer, on_rows, scale_of, trained, unwrapped
-from graddiag.monitor._window import Watch, Window
+from graddiag.monitor._window import Watch
 from graddiag.probes import Probe
 from graddiag.projection import Toward
 from graddiag.readings import bare_extractor
 
 KEPT = 64  # probes that a monitor remembers
 SCHEMA = 1  # of a saved state
-NOT_STEPPED = "The gradients were emptied without a step of the optimizer (not finite?): no update was measured."
 RANK = 16  # of the stand-in for the safety gradient
 _log = logging.getLogger("graddiag")
 
@@ -94,31 +93,33 @@ class Monitor:
         check_numbers(every=every, accumulation=accumulation, rank=rank)
         check_kept(projection, folder)
         inner = unwrapped(model)
-        chosen = trained(inner, blocks)
+        chosen, ranks = trained(inner, blocks), Ranks.now()
         encoded = encode(read_set(safety), tokenizer, target=target, max_length=row_length(inner, max_length))
-        extractor = bare_extractor(inner, chosen, Toward())
-        watch = Watch(inner, extractor, encoded.rows, batch_tokens, rank, scale or scale_of(optimizer))
+        watch = Watch(
+            inner, bare_extractor(inner, chosen, Toward()), encoded.rows, batch_tokens, rank,
+            scale or scale_of(optimizer), many=ranks.many,
+        )  # fmt: skip
         if projection is not None and folder is not None:
             names = [b.block.name for b in watch.row_blocks]
             rows = ready(
                 inner, tokenizer, blocks=names, projection=projection, dim=dim, seed=seed, target=target,
                 max_length=max_length,
             )  # fmt: skip
-            watch = replace(watch, keeper=Keeper(Path(folder) / "rows", rows))
-        self._watch, self._always_exact = watch, exact
+            place = Path(folder) / (f"rows-of-process-{ranks.this}" if ranks.this else "rows")
+            watch = replace(watch, keeper=Keeper(place, rows))
+        self._always_exact, self._ranks = exact, ranks
         facts = {"model": _name(inner), "safety": f"{len(encoded.rows)} examples", "every": f"{every} steps at first"}
-        self._alerts = Alerts(limits, action, every=every, folder=Path(folder) if folder else None, facts=facts)
+        log = Path(folder) if folder is not None and ranks.this == 0 else None
+        self._alerts = Alerts(limits, action, every=every, folder=log, facts=facts, quiet=ranks.this > 0)
         self.strict = strict
-        self.steps = 0  # optimizer steps taken
         self.failed: Exception | None = None
         self.probes: deque[Probe] = deque(maxlen=KEPT)
-        self._accumulation, self._in_step, self._closure = accumulation, 0, closure
         self._on_probe, self._ready = on_probe, list[tuple[Probe, Todo]]()
-        self._window: Window | None = None
-        self._probed, self._first = -1, True  # the last step of which a probe was begun; whether none is complete
-        self._any_optimizer: RemovableHandle | None = None
-        self._notes: tuple[str, ...] = (*encoded.notes, *on_rows(self._watch))
         self._optimizer = inner_optimizer(optimizer, chosen)
+        self._prober = Prober(
+            watch, ranks, accumulation=None if optimizer is not None else accumulation, closure=closure,
+            before_any_optimizer=self._before_optimizer, notes=(*encoded.notes, *on_rows(watch)),
+        )  # fmt: skip
         self._handles = self._on_optimizer()
 
     @property
@@ -130,6 +131,11 @@ class Monitor:
     def notices(self) -> list[Notice]:
         """What concerns the monitor itself: its cost, what it cannot see."""
         return list(self._alerts.watch.notices)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return self._prober.steps
 
     @property
     def every(self) -> int:
@@ -169,7 +175,7 @@ class Monitor:
             raise DataError(f"This is no state of a monitor (keys {sorted(state)}). Give what monitor.state() gave.")
         self.abandon()
         self._alerts.go_on(alarms)
-        self.steps, self._probed, self._in_step = steps, -1, 0
+        self._prober.go_on(steps)
 
     def _on_optimizer(self) -> ExitStack:
         """Hooks on the optimizer, which stay there: they count its steps."""
@@ -200,86 +206,47 @@ class Monitor:
         """What happens before a step's forward pass; for loops that have no room for a with-block."""
         with self._never_in_the_way():
             if self.failed is None:
-                self._begin(batch or {})
+                self._see(self._prober.begin(batch or {}, every=self.every, exact=self.exact))
         self._emit()
 
     def end(self) -> None:
         """What happens after a step's backward pass."""
         with self._never_in_the_way():
             if self.failed is None:
-                self._end()
+                self._see(self._prober.end())
         self._emit()
 
     def settle(self) -> None:
         """All backward passes of the step that is being probed are done; raises WrongRows where the check fails."""
         with self._never_in_the_way():
-            if self._window is not None:
-                self._window.settle()
+            self._prober.settle()
 
     def abandon(self) -> None:
         """Forgets the step that is being probed, and takes all hooks off the model."""
-        if self._any_optimizer is not None:
-            self._any_optimizer.remove()
-            self._any_optimizer = None
-        if self._window is not None:
-            self._window.close()
-            self._window = None
+        self._prober.abandon()
 
     def close(self) -> None:
         """Takes the monitor off model and optimizer for good."""
         self.abandon()
         self._handles.close()
 
-    def _begin(self, batch: Mapping[str, object]) -> None:
-        if self._window is not None and self._optimizer is not None and self._watch.grads_are_gone():
-            self._finish(NOT_STEPPED)
-        if self._window is None and self.steps % self.every == 0 and self.steps != self._probed:
-            self._probed = self.steps
-            self._window = Window(self._watch, self.steps, exact=self.exact, check=self._first)
-        if self._window is not None:
-            self._window.open(batch)
-            if self._first and self._optimizer is None:
-                self._any_optimizer = register_optimizer_step_pre_hook(lambda *_: self._before_optimizer())
-
-    def _end(self) -> None:
-        if self._any_optimizer is not None:
-            self._any_optimizer.remove()
-            self._any_optimizer = None
-        if self._window is not None:
-            self._window.close()
-        if self._optimizer is None:
-            self._in_step += 1
-            if self._in_step >= self._accumulation:
-                self._in_step = 0
-                self.steps += 1
-                self._finish()
-
     def _before_optimizer(self) -> None:
         """Just before a step: the last moment for the first check."""
-        with self._never_in_the_way():
-            if self._window is not None:
-                if not self._closure:
-                    self._window.settle()
-                if self._optimizer is not None:
-                    self._window.before_update()
+        if self.failed is None:
+            with self._never_in_the_way():
+                self._prober.settle_before_update()
+            with self._never_in_the_way():
+                self._prober.before_update()
 
     def _after_optimizer(self) -> None:
-        self.steps += 1
         with self._never_in_the_way():
-            self._finish()
+            self._see(self._prober.after_update())
         self._emit()
 
-    def _finish(self, *notes: str) -> None:
-        """Turns the step that is being probed, if there is one, into a probe."""
-        if self._window is None:
-            return
-        said = (*self._notes, *self._watch.extractor.notes, *notes)
-        self._notes = ()
-        self._watch.extractor.notes.clear()
-        probe = self._window.probe(said)
-        self._window, self._first = None, False
-        self.probes.append(probe)
-        self._ready.append((probe, self._alerts.see(probe)))
+    def _see(self, probe: Probe | None) -> None:
+        if probe is not None:
+            self.probes.append(probe)
+            self._ready.append((probe, self._alerts.see(probe)))
 
     def _emit(self) -> None:
         """Hands complete probes on, where what is raised reaches the loop."""
@@ -294,6 +261,9 @@ class Monitor:
         try:
             yield
         except Exception as error:  # whatever it is, it is not the training's fault
+            if self._ranks.many and not isinstance(error, FailedTogether):
+                self._prober.failed_here(error)
+                return
             self.failed = error
             self.close()
             if self.strict or isinstance(error, WrongRows):
