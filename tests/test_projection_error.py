@@ -18,10 +18,10 @@ from graddiag.analyzers._conflict import KEYS, _Frame
 from graddiag.analyzers._conflict_error import ConflictInfluences
 from graddiag.analyzers._cosines import rows64
 from graddiag.analyzers._framing import _block_sums
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._projection_error import Influence, Spread, cosine_influence, ratio_influence, spread
 from graddiag.analyzers._rows import centre
 from graddiag.gradients import Dense
+from graddiag.grams import gram
 from graddiag.projection import LoGra
 from graddiag.row_layout import RowLayout, row_layout
 from graddiag.signals import Block, Signals

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float, Int
 from graddiag.analyzers._blocks import SURVIVING, BlockTests
 from graddiag.analyzers._conflict_error import ConflictInfluences
 from graddiag.analyzers._cosines import exact_pairs, rows64
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._projection_error import Spread, error_keys, layouts, spread
 from graddiag.analyzers._rows import Rows, centre, corrected_cosines, cosines_of, mean_gradient_cosine
 from graddiag.comparison import Comparison
+from graddiag.grams import Grams, block_products
 from graddiag.permutations import Null, partner_permutations, permuted_partners
 from graddiag.row_layout import RowLayout
 from graddiag.statistics import (
@@ -201,8 +201,9 @@ class _Frame:
         return errors | ({"paired": math.nan} if known else {})
 
 
-def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> Conflict:
-    """Cosines between and within the sides; `seed` draws the permutations of partners.
+def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0, grams: Grams | None = None) -> Conflict:
+    """Cosines between and within the sides; `seed` draws the permutations of partners, `grams` are products of both
+    sides' rows that are known already.
 
     Paired cosines are exact where the comparison has exact products. With `center` everything comes from the projected
     gradients, since exact products are of gradients that are not centred.
@@ -215,7 +216,7 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> 
     total = np.zeros((m, m))
     blocks, by_block, nulls = {}, [], {}
     for block in left.blocks:
-        products = gram((left, comparison.right), block)
+        products = block_products((left, comparison.right), block, grams)
         total += products
         prepared = prepare(products)
         scope, paired, nulls[block] = frame.scope(prepared, None if known is None else known.blocks[block])

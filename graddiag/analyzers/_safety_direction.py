@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graddiag.analyzers._cosines import mean_gradient, rows64
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._rows import apart_with_deletions
+from graddiag.grams import Grams, block_products
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife, optional
 
@@ -28,14 +28,14 @@ class SafetyDirection:
     random_sd: Mapping[str, float]
 
     @staticmethod
-    def of(safety: Signals, tables: Mapping[str, Signals]) -> SafetyDirection:
-        """Those of the finite rows."""
+    def of(safety: Signals, tables: Mapping[str, Signals], grams: Grams | None = None) -> SafetyDirection:
+        """Those of the finite rows; `grams` are products of the safety rows that are known already."""
         clusters = [c for c, kept in zip(safety.clusters, safety.finite, strict=True) if kept]
         codes = np.unique(np.array(clusters), return_inverse=True)[1]
         total = np.zeros((len(codes), len(codes)))
         blocks = {}
         for block in safety.blocks:
-            products = gram([safety], block)
+            products = block_products([safety], block, grams)
             total += products
             blocks[block] = split_half(products, codes)
         random = {name: random_direction_sd(table, safety) for name, table in tables.items()}

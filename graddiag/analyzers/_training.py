@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graddiag.analyzers._cosines import check_safety, knows_safety, mean_gradient
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._rows import cosines_of
 from graddiag.comparison import Comparison
+from graddiag.grams import Grams, whole_products
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_mean, cluster_sums, jackknife, optional
 
@@ -101,9 +101,14 @@ class Training:
 
 
 def training(
-    comparison: Comparison, safety: Signals | None = None, controls: Mapping[str, Signals] | None = None
+    comparison: Comparison,
+    safety: Signals | None = None,
+    controls: Mapping[str, Signals] | None = None,
+    *,
+    grams: Grams | None = None,
 ) -> Training:
-    """What steps on the rows of both sides and of the controls would do.
+    """What steps on the rows of both sides and of the controls would do; `grams` are products of both sides' rows that
+    are known already.
 
     Products with safety are exact where every table knows them, otherwise all of them projected; Adam's form is there
     where every table knows it. Raises DataError where a set was measured in another space, or no safety row is finite.
@@ -120,7 +125,7 @@ def training(
         steps=steps,
         overall={role: _scope(t, steps[role]) for role, t in tables.items()},
         blocks={b: {role: _scope(t, by_block[b][role]) for role, t in tables.items()} for b in blocks},
-        agreement={role: _agreement(t) for role, t in tables.items()},
+        agreement={r: _agreement(t, grams if r in {"left", "right"} else None) for r, t in tables.items()},
         exact=known or comparison.left.space.projection == "exact",
         projection=comparison.left.space.projection,
     )
@@ -160,9 +165,9 @@ def _codes(table: Signals) -> Int[np.ndarray, " n"]:
     return np.unique(np.array(table.clusters), return_inverse=True)[1]
 
 
-def _agreement(table: Signals) -> Agreement:
+def _agreement(table: Signals, grams: Grams | None) -> Agreement:
     """From the products of the finite rows, of all blocks as one vector."""
-    products = np.asarray(sum(gram([table], block) for block in table.blocks))
+    products = whole_products([table], grams)
     present, codes = np.unique(_codes(table)[table.finite], return_inverse=True)
     n_clusters = len(present)
     cosines = cosines_of(products)
