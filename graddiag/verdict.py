@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from graddiag.rules import (
     ENDS,
+    LABELS,
     LIMITS,
     PROJECTION_SE,
     RANDOM_SD,
@@ -82,10 +83,9 @@ class _Reader:
 
     def means(self) -> str:
         key = "conflict/mean_gradient_cosine"
-        evidence = self.evidence("cosine", f"{key}_corrected")
-        numbers = (
-            f"{number(self.number(key))}, corrected for noise {_interval(evidence)}{self.projected(f'{key}_corrected')}"
-        )
+        evidence = self.evidence("means", f"{key}_corrected")
+        corrected = f"corrected for noise {_interval(evidence)}{self.projected(f'{key}_corrected')}"
+        numbers = f"{number(self.number(key))}, {corrected}; as far apart under permuted labels, {_p(evidence)}"
         return _line("Cosine of the mean gradients", evidence, numbers)
 
     def framing(self) -> str:
@@ -178,6 +178,7 @@ class _Reader:
     def evidence(self, scale: Scale, key: str) -> Evidence:
         """The number under `key` with its interval and p, and what the setting says about it."""
         low, high, p = (self.number(f"{stem_of(key)}/{end}") for end in ENDS)
+        p = self.number(f"{LABELS}/p") if scale == "means" else p
         return Evidence(
             scale,
             self.number(key),
