@@ -13,7 +13,7 @@ from tables import BLOCKS, RECIPE, Table, changed, compared, four_tables, table_
 
 from graddiag.analyzers import alignment, conflict, framing
 from graddiag.analyzers._alignment import projected_cosines
-from graddiag.analyzers._alignment_error import _Norms
+from graddiag.analyzers._alignment_error import _Near, _Norms
 from graddiag.analyzers._conflict import KEYS, _Frame
 from graddiag.analyzers._conflict_error import ConflictInfluences
 from graddiag.analyzers._cosines import rows64
@@ -122,9 +122,10 @@ def test_what_a_place_does_to_alignment_is_what_changes_with_its_weight(place: i
     tables = _tables()
     sides = {k: tables[k].signals for k in ("left", "right")}
     safety = tables["safety"].signals
-    norms = _Norms(compared(tables["left"], tables["right"]), safety, sides, BLOCKS)
+    near = _Near.of(compared(tables["left"], tables["right"]), safety, sides, block)
+    norms = _Norms.of(safety, sides, BLOCKS)
     cosines = {name: c.whole for name, c in projected_cosines(sides, safety).items()}
-    found = {name: float(i.moves[place]) for name, i in norms.influences(block, cosines).items()}
+    found = {name: float(i.moves[place]) for name, i in norms.influences(near, cosines).items()}
     assert found == pytest.approx(_slope(numbers, block, place), abs=1e-7)
 
 

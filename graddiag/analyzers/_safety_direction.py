@@ -86,12 +86,11 @@ def random_direction_sd(table: Signals, safety: Signals) -> float:
     squared norm of the mean safety gradient, D_b its number of parameters. 1.96 of them hold 95 % of directions.
     """
     shapes = {b.name: math.prod(b.shape) for b in safety.space.blocks}
-    rows = {b: rows64(table, b) for b in table.blocks}
-    squares = np.sum([(g**2).sum(axis=1) for g in rows.values()], axis=0)
-    some = squares > 0
-    toward = {b: float((mean_gradient(safety, b) ** 2).sum()) for b in rows}
-    whole = sum(toward.values())
+    squares = np.sum([np.einsum("nk,nk->n", g, g) for g in (rows64(table, b) for b in table.blocks)], axis=0)
+    toward = {b: float((mean_gradient(safety, b) ** 2).sum()) for b in table.blocks}
+    whole, some = sum(toward.values()), squares > 0
     if not some.any() or whole <= 0:
         return math.nan
-    unit = {b: (g[some] / np.sqrt(squares[some])[:, None]).mean(axis=0) for b, g in rows.items()}
+    lengths = np.divide(1.0, np.sqrt(squares), out=np.zeros_like(squares), where=some) / some.sum()
+    unit = {b: lengths @ rows64(table, b) for b in table.blocks}
     return math.sqrt(sum(float(m @ m) * toward[b] / whole / shapes[b] for b, m in unit.items()))
