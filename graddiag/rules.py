@@ -181,7 +181,7 @@ RULES = (
     ),
     Rule(
         "difference",
-        "the interval of the framing gradient's cosine with safety excludes 0",
+        "the interval of the framing gradient's cosine with safety, corrected for noise, excludes 0",
         "the sides differ along the safety direction: below 0, left lowers the loss on safe answers "
         "less than right, or "
         "raises it more; neither side need be opposed to safety",

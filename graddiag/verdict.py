@@ -96,8 +96,11 @@ class _Reader:
         return _line("Mean framing gradient (left minus right)", evidence, numbers)
 
     def framing_and_safety(self) -> str:
-        evidence = self.evidence("contrast", "framing/safety_cosine")
-        numbers = f"{_interval(evidence)}{self.projected('framing/safety_cosine')}, given this safety set"
+        key = "framing/safety_cosine"
+        evidence = self.evidence("contrast", f"{key}_corrected")
+        numbers = (
+            f"{number(self.number(key))}, corrected for noise {_interval(evidence)}{self.projected(f'{key}_corrected')}"
+        )
         return _line("Framing gradient with safety", evidence, numbers)
 
     def side(self, side: str) -> str:
@@ -218,7 +221,7 @@ class _Reader:
 
 
 def _toward_safety(key: str) -> bool:
-    return key.partition("/")[0] in {"alignment", "alignment_adam"} or key == "framing/safety_cosine"
+    return key.partition("/")[0] in {"alignment", "alignment_adam"} or key.startswith("framing/safety_cosine")
 
 
 def _line(subject: str, evidence: Evidence, numbers: str, *remarks: str) -> str:

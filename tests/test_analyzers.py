@@ -94,7 +94,7 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
         *(f"conflict/mean_gradient_cosine_corrected{k}" for k in ("", "/low", "/high")),
         *("conflict/label_distance", "conflict/label_distance/p"),
         *("framing/consistency", "framing/consistency_null", "framing/p"),
-        *(f"framing/safety_cosine{k}" for k in ("", "/low", "/high")),
+        *(f"framing/safety_cosine{form}{k}" for form in ("", "_corrected") for k in ("", "/low", "/high")),
         *(
             f"alignment/{n}{k}"
             for n in ("left", "right", "difference", "control:benign")
@@ -127,12 +127,13 @@ def test_blocks_have_the_keys_of_the_whole_a_false_discovery_rate_and_a_familywi
 
 def test_one_block_is_the_whole() -> None:
     exact = {"conflict/paired_cosine/projection_se", *(k + "/projection_se" for k in PROJECTED if "alignment" in k)}
+    no_framing = {f"framing/safety_cosine_corrected/{end}" for end in ("low", "high")}  # both sides share a direction
     for result in _results(four_tables(replace(RECIPE, blocks=BLOCKS[:1])))[1:]:
         block = result.block_summary()[BLOCKS[0]]
         whole = {
             k: v for k, v in result.summary().items() if "error_" not in k and k not in exact and not k.endswith(WHOLE)
         }
-        assert None not in whole.values()
+        assert {k for k, v in whole.items() if v is None} <= no_framing
         assert {k: block[k] for k in whole} == whole
 
 
@@ -164,9 +165,10 @@ def test_cosines_do_not_see_the_length_of_gradients(center: bool) -> None:
 def test_exchanging_the_sides_exchanges_the_signs() -> None:
     tables = four_tables()
     expected, before = _numbers(tables), _numbers(tables)
-    for key in ("loss_gap/mean", "loss_gap/effect_size", "framing/safety_cosine", "alignment/difference"):
+    toward = ("framing/safety_cosine", "framing/safety_cosine_corrected", "alignment/difference")
+    for key in ("loss_gap/mean", "loss_gap/effect_size", *toward):
         expected[key] = -before[key]
-    for key in ("loss_gap", "framing/safety_cosine", "alignment/difference"):
+    for key in ("loss_gap", *toward):
         expected[f"{key}/low"], expected[f"{key}/high"] = -before[f"{key}/high"], -before[f"{key}/low"]
     keys = ("loss/{}", "alignment/{}", "alignment/{}/low", "alignment/{}/high", "conflict/within_{}")
     for key in (*keys, "conflict/within_{}/projection_se", "alignment/{}/random_sd"):
