@@ -131,6 +131,22 @@ def test_sides_that_differ_are_told_apart_in_the_block_where_they_do_and_only_th
     assert np.delete(got, 4).min() > 0.05
 
 
+@pytest.mark.parametrize(("spread", "false"), [(1.0, False), (4.0, True)])
+def test_rows_of_unequal_spread_cross_the_null_where_the_noisier_side_is_the_smaller_and_equal_ones_do_not(
+    spread: float, false: bool
+) -> None:
+    """What the p is about: do labels mean anything, not whether the expected gradients are equal."""
+    counts, repeats = (np.repeat([1, 0], [6, 30]), np.repeat([0, 1], [6, 30])), 400
+    labels, rng, sign = Relabellings.of(*counts, draws=199), np.random.default_rng(4), np.where(counts[0], 1.0, -1.0)
+    found = []
+    for _ in range(repeats):
+        rows = rng.normal(size=(36, 5)) * np.where(counts[0], spread, 1.0)[:, None]
+        rows = (rows - rows.mean(axis=0)) * sign[:, None]
+        found.append(labels.null(rows @ rows.T).p <= 0.05)
+    rate = float(np.mean(found))
+    assert rate > 0.2 if false else abs(rate - 0.05) < 4 * math.sqrt(0.05 * 0.95 / repeats)
+
+
 def test_one_cluster_a_side_cannot_be_told_apart() -> None:
     assert conflict(_sides(((3, 0), (0, 4)), shift=5.0)).overall.label_p == 1
     assert math.isnan(conflict(_sides(((3,), (4,)), shift=5.0)).overall.label_p)
