@@ -83,10 +83,15 @@ class _Reader:
 
     def means(self) -> str:
         key = "conflict/mean_gradient_cosine"
-        evidence = self.evidence("means", f"{key}_corrected")
-        corrected = f"corrected for noise {_interval(evidence)}{self.projected(f'{key}_corrected')}"
-        numbers = f"{number(self.number(key))}, {corrected}; as far apart under permuted labels, {_p(evidence)}"
-        return _line("Cosine of the mean gradients", evidence, numbers)
+        labels = f"as far apart under permuted labels, {_p(self.evidence('means', f'{key}_corrected'))}"
+        return self._corrected("Cosine of the mean gradients", "means", key, labels)
+
+    def _corrected(self, subject: str, scale: Scale, key: str, *remarks: str) -> str:
+        """A cosine of means as it is and corrected for noise, of which the second carries the word."""
+        corrected = f"{key}_corrected"
+        evidence = self.evidence(scale, corrected)
+        numbers = f"{number(self.number(key))}, corrected for noise {_interval(evidence)}{self.projected(corrected)}"
+        return _line(subject, evidence, "; ".join([numbers, *remarks]))
 
     def framing(self) -> str:
         evidence = self.evidence("length", "framing/consistency")
@@ -96,12 +101,7 @@ class _Reader:
         return _line("Mean framing gradient (left minus right)", evidence, numbers)
 
     def framing_and_safety(self) -> str:
-        key = "framing/safety_cosine"
-        evidence = self.evidence("contrast", f"{key}_corrected")
-        numbers = (
-            f"{number(self.number(key))}, corrected for noise {_interval(evidence)}{self.projected(f'{key}_corrected')}"
-        )
-        return _line("Framing gradient with safety", evidence, numbers)
+        return self._corrected("Framing gradient with safety", "contrast", "framing/safety_cosine")
 
     def side(self, side: str) -> str:
         evidence = self.evidence("cosine", f"alignment/{side}")
