@@ -115,7 +115,7 @@ def sign_flip_rank(values: Float[np.ndarray, " n"], *, seed: int = 0, draws: int
     """
     n, scale = len(values), float(np.abs(values).sum())
     unit = values / (scale or 1.0)
-    sums = np.concatenate([(s * 2.0 - 1) @ unit for s in _sign_patterns(n, seed, draws)])
+    sums = np.concatenate([(s * 2.0 - 1) @ unit for s in sign_patterns(n, seed, draws)])
     if n <= EXHAUSTIVE:
         sums = np.concatenate([sums, -sums])  # the patterns hold one of each mirror image
     real, tie = float(unit.sum()), TIE * float(np.finfo(np.float64).eps)
