@@ -21,6 +21,7 @@ from calibration_cells import (
     rejects,
     tally,
 )
+from calibration_labels import many_labels, own_clusters, shared_clusters
 from scipy import optimize, stats
 
 from graddiag.analyzers._rows import Rows, corrected_cosines, cosine_with_fixed
@@ -182,6 +183,8 @@ STATISTICS: dict[str, tuple[Callable[[Design, int], Experiment], bool]] = {
     "mean difference": (mean_of_differences, False),
     "framing": (framing, False),
     "pairing": (pairing, True),
+    "labels, own clusters": (own_clusters, False),
+    "labels, shared clusters": (shared_clusters, True),
     "cosine of means": (cosine_of_means, False),
     "framing and safety, cosine 0": (framing_with_safety(0.0), False),
     "framing and safety, cosine 0.5": (framing_with_safety(PLANTED), False),
@@ -189,6 +192,7 @@ STATISTICS: dict[str, tuple[Callable[[Design, int], Experiment], bool]] = {
     "difference, 100 blocks": (many_numbers, False),
     "framing, 100 blocks": (many_framings, False),
     "pairing, 100 blocks": (many_pairings, True),
+    "labels, 100 blocks": (many_labels, False),
 }
 
 

@@ -15,7 +15,7 @@ def cosine_with_safety(against: Against | None, safety_norms: Mapping[str, float
     """The cosine of a direction with the safety gradient, all blocks as one vector; NaN where undefined."""
     if against is None:
         return math.nan
-    return _cosine(sum(against.dot.values()), length(against.norm), length(safety_norms))
+    return _cosine(sum(against.dot.values(), 0.0), length(against.norm), length(safety_norms))
 
 
 def cosine_by_block(against: Against | None, safety_norms: Mapping[str, float]) -> dict[str, float]:

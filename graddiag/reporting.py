@@ -27,6 +27,7 @@ from graddiag.edits import Edit
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
 from graddiag.findings import Edited, Findings
+from graddiag.grams import Grams
 from graddiag.report import Report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
@@ -143,6 +144,8 @@ def _findings(
     safety = tables.get("safety")
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
     others = [t for t in (safety, *controls.values()) if t]
+    compared = [t for t in (tables["left"], tables["right"], safety) if t]
+    grams = Grams.of(compared)
     adam = alignment_adam(comparison, safety, controls, seed=analysis.seed) if safety else None
     return Findings(
         comparison=comparison,
@@ -150,13 +153,13 @@ def _findings(
         controls=controls,
         loss_gap=loss_gap(comparison, seed=analysis.seed),
         tokens=token_view(comparison, texts, seed=analysis.seed),
-        conflict=conflict(comparison, center=analysis.center, seed=analysis.seed),
+        conflict=conflict(comparison, center=analysis.center, seed=analysis.seed, grams=grams),
         framing=framing(comparison, safety, seed=analysis.seed),
-        alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
-        training=training(comparison, safety, controls),
+        alignment=alignment(comparison, safety, controls, seed=analysis.seed, grams=grams) if safety else None,
+        training=training(comparison, safety, controls, grams=grams),
         audit=audit(comparison, safety, controls, strangers=strangers),
         alignment_adam=adam,
-        matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),
+        matrix=cosine_matrix(compared, grams=grams),
         command=analysis.command,
         warnings=(
             *comparison.warnings,

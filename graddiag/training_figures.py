@@ -17,6 +17,7 @@ from graddiag.canvas import CONTROL, FAINT, INK, LEFT, RIGHT, WIDTH, empty_figur
 from graddiag.training_view import Course, LayerCourse, Suspect
 
 DIVERGING = "RdBu"  # as the matrix of rows: red is -1, blue +1
+HALVES = (-1, -0.5, 0, 0.5, 1)  # ticks of a cosine
 MOST_BARS = 20  # examples that can be labelled
 MOST_LETTERS = 24  # of an example's id
 DOTS = 12  # probes up to which each is marked
@@ -57,17 +58,19 @@ def _draw(result: object) -> Figure:
 @_draw.register
 def _alignment(result: Course) -> Figure:
     note = f"below 0: to first order, the step raises the loss on safe answers; {_said(result.alarms)}"
-    figure = empty_figure(WIDTH, 4.4, "Alignment of training steps with the safety gradient", note)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-    zero_line(above.axhline)
-    _line(above, result, result.cosine, LEFT, "the batch's gradient")
-    _line(above, result, result.update_cosine, RIGHT, "the optimizer's step")
-    above.set(ylabel="cosine with safety")
-    _legend(above)
+    figure = empty_figure(WIDTH, 5.4, "Alignment of training steps with the safety gradient", note)
+    whole, enlarged, below = figure.subplots(3, 1, sharex=True, height_ratios=(1.4, 1.8, 1))
+    for axes in (whole, enlarged):
+        zero_line(axes.axhline)
+        _line(axes, result, result.cosine, LEFT, "the batch's gradient")
+        _line(axes, result, result.update_cosine, RIGHT, "the optimizer's step")
+    whole.set(ylim=(-1, 1), yticks=HALVES, ylabel="cosine\nwith safety")
+    enlarged.set(ylabel="the same,\nenlarged")
+    _legend(enlarged)
     below.axhline(0.5, color=FAINT, linewidth=0.8)
     _line(below, result, result.opposed, CONTROL, "examples that oppose")
     below.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1), ylabel="share that\nopposes", xlabel="training step")
-    for axes in (above, below):
+    for axes in (whole, enlarged, below):
         _mark(axes, result.alarms)
     return figure
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from graddiag.rules import (
     ENDS,
+    LABELS,
     LIMITS,
     PROJECTION_SE,
     RANDOM_SD,
@@ -81,14 +82,16 @@ class _Reader:
         return _line("Cosine of a pair's gradients", evidence, numbers)
 
     def means(self) -> str:
-        return self._corrected("Cosine of the mean gradients", "cosine", "conflict/mean_gradient_cosine")
+        key = "conflict/mean_gradient_cosine"
+        labels = f"as far apart under permuted labels, {_p(self.evidence('means', f'{key}_corrected'))}"
+        return self._corrected("Cosine of the mean gradients", "means", key, labels)
 
-    def _corrected(self, subject: str, scale: Scale, key: str) -> str:
+    def _corrected(self, subject: str, scale: Scale, key: str, *remarks: str) -> str:
         """A cosine of means as it is and corrected for noise, of which the second carries the word."""
         corrected = f"{key}_corrected"
         evidence = self.evidence(scale, corrected)
         numbers = f"{number(self.number(key))}, corrected for noise {_interval(evidence)}{self.projected(corrected)}"
-        return _line(subject, evidence, numbers)
+        return _line(subject, evidence, "; ".join([numbers, *remarks]))
 
     def framing(self) -> str:
         evidence = self.evidence("length", "framing/consistency")
@@ -178,6 +181,7 @@ class _Reader:
     def evidence(self, scale: Scale, key: str) -> Evidence:
         """The number under `key` with its interval and p, and what the setting says about it."""
         low, high, p = (self.number(f"{stem_of(key)}/{end}") for end in ENDS)
+        p = self.number(f"{LABELS}/p") if scale == "means" else p
         return Evidence(
             scale,
             self.number(key),

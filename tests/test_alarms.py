@@ -281,9 +281,9 @@ def test_actions_are_decided_for_each_rule() -> None:
 
 def test_an_unknown_action_or_rule_is_refused_before_training() -> None:
     with pytest.raises(UsageError, match=r"'halt' is no action. Choose one of log, warn"):
-        check_choice("halt")  # type: ignore[arg-type]
+        check_choice("halt")
     with pytest.raises(UsageError, match=r"'nan' is no rule. Rules: nonfinite, conflict"):
-        check_choice({"nan": "stop"})  # type: ignore[dict-item]
+        check_choice({"nan": "stop"})
 
 
 def test_every_rule_of_the_table_can_be_given() -> None:

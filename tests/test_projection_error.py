@@ -13,15 +13,15 @@ from tables import BLOCKS, RECIPE, Table, changed, compared, four_tables, table_
 
 from graddiag.analyzers import alignment, conflict, framing
 from graddiag.analyzers._alignment import projected_cosines
-from graddiag.analyzers._alignment_error import _Norms
+from graddiag.analyzers._alignment_error import _Near, _Norms
 from graddiag.analyzers._conflict import KEYS, _Frame
 from graddiag.analyzers._conflict_error import ConflictInfluences
 from graddiag.analyzers._cosines import rows64
 from graddiag.analyzers._framing_sums import block_sums
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._projection_error import Influence, Spread, cosine_influence, spread
 from graddiag.analyzers._rows import centre
 from graddiag.gradients import Dense
+from graddiag.grams import gram
 from graddiag.projection import LoGra
 from graddiag.row_layout import RowLayout, row_layout
 from graddiag.signals import Block, Signals
@@ -116,9 +116,10 @@ def test_what_a_place_does_to_alignment_is_what_changes_with_its_weight(place: i
     tables = _tables()
     sides = {k: tables[k].signals for k in ("left", "right")}
     safety = tables["safety"].signals
-    norms = _Norms(compared(tables["left"], tables["right"]), safety, sides, BLOCKS)
+    near = _Near.of(compared(tables["left"], tables["right"]), safety, sides, block)
+    norms = _Norms.of(safety, sides, BLOCKS)
     cosines = {name: c.whole for name, c in projected_cosines(sides, safety).items()}
-    found = {name: float(i.moves[place]) for name, i in norms.influences(block, cosines).items()}
+    found = {name: float(i.moves[place]) for name, i in norms.influences(near, cosines).items()}
     assert found == pytest.approx(_slope(numbers, block, place), abs=1e-7)
 
 

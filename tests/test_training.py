@@ -25,8 +25,8 @@ from tables import (
 from graddiag.analyzers import Training, training
 from graddiag.analyzers._agreement import place_influences
 from graddiag.analyzers._cosines import rows64
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._training import change_influence
+from graddiag.grams import gram
 from graddiag.signals import Signals
 
 

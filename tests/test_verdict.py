@@ -75,6 +75,23 @@ def test_conflict_needs_the_interval_and_the_null_and_partners_more_opposed_than
     assert "no difference found" in wide
 
 
+def test_mean_gradients_are_opposed_only_if_permuted_labels_are_not_as_far_apart() -> None:
+    below = (
+        _summary() | _cosine("conflict/mean_gradient_cosine_corrected", -0.3) | {"conflict/mean_gradient_cosine": -0.2}
+    )
+    for p in (0.3, 0.05, None):
+        line = _line(verdict(below | {"conflict/label_distance/p": p}, SETTING), "Cosine of the mean gradients")
+        assert "no difference found" in line
+        assert "the null of permuted labels is not crossed" in line
+        assert "opposed" not in line
+    line = _line(verdict(below | {"conflict/label_distance/p": 0.003}, SETTING), "Cosine of the mean gradients")
+    assert "opposed (-0.200, corrected for noise -0.300" in line
+    assert "as far apart under permuted labels, p = 0.003" in line
+    for p in (0.3, 0.003):
+        line = _line(verdict(_summary(conflict__label_distance__p=p), SETTING), "Cosine of the mean gradients")
+        assert "aligned" in line, "means that differ may well agree"
+
+
 def test_partners_hardly_more_opposed_than_strangers_are_no_conflict_if_the_projection_could_have_made_it() -> None:
     near = _summary() | OPPOSED | {"conflict/same_cluster": -0.295, "projection/error": 0.01}
     projected = replace(SETTING, kinds={"conflict/paired_cosine": "projected"})
@@ -234,7 +251,7 @@ def test_names_are_shown_with_control_characters_visible() -> None:
 
 
 @given(
-    scale=st.sampled_from(["cosine", "paired", "difference", "length"]),
+    scale=st.sampled_from(["cosine", "paired", "means", "difference", "length"]),
     numbers=st.lists(st.floats(-1, 1), min_size=5, max_size=5),
     hidden=st.lists(st.booleans(), min_size=3, max_size=3),
     flags=st.tuples(st.booleans(), st.booleans()),

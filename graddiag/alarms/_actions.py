@@ -59,7 +59,7 @@ def decide(alarms: tuple[Alarm, ...], choice: Choice = "warn") -> Todo:
     )
 
 
-def check_choice(choice: Choice) -> None:
+def check_choice(choice: object) -> None:
     """Raises UsageError for an unknown action or rule; to be asked before training begins."""
     known, rules = get_args(Action), [r.name for r in RULES]
     for one in choice.values() if isinstance(choice, Mapping) else (choice,):

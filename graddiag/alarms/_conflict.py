@@ -23,7 +23,7 @@ def nonfinite(probe: Probe, limits: Limits) -> Reading:
     )
     count += 0 if count else sum(not math.isfinite(s) for s in sizes)
     says = f"{count} losses or gradients are not finite; numbers of this step mean nothing."
-    return Reading(count, 1.0, ids_at(probe, rows, limits.most_ids), says)
+    return Reading(float(count), 1.0, ids_at(probe, rows, limits.most_ids), says)
 
 
 def conflict(evidence: float, probe: Probe, limits: Limits) -> tuple[float, Reading]:

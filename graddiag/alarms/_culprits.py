@@ -35,7 +35,7 @@ def share(before: Share, probe: Probe, limits: Limits) -> tuple[Share, Reading]:
     against, along = int((dots < 0).sum()), int((dots > 0).sum())
     limit = math.log(limits.horizon / limits.false_alarms)
     gained = against * math.log(2 * limits.opposing) + along * math.log(2 * (1 - limits.opposing))
-    evidence = min(max(0.0, before.evidence + gained), limit)
+    evidence = max(0.0, min(before.evidence, limit) + gained)
     if evidence == 0:
         return Share(), Reading(0.0, limit)
     new = [(probe.ids[i], float(probe.dots[i])) for i in opposing(probe)]

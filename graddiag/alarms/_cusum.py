@@ -16,15 +16,16 @@ HIGHEST = 60.0  # standard deviations; a limit above it stands for false alarms 
 
 
 def added(evidence: float, score: float, *, shift: float, limit: float) -> float:
-    """`max(0, evidence + score - shift / 2)` (Page 1954), at most `limit`.
+    """`max(0, evidence + score - shift / 2)` (Page 1954), where `evidence` counts up to `limit` at most.
 
-    Cut at the limit, so that after an alarm a harmless stretch is soon seen as one; one probe adds less than the limit,
-    so that none gives an alarm alone. An undefined score adds nothing.
+    So that after an alarm a harmless stretch is soon seen as one. One probe adds less than the limit, so that none
+    gives an alarm alone. An undefined score adds nothing.
     """
+    evidence = min(evidence, limit)
     if math.isnan(score):
         return evidence
     gained = min(score - shift / 2, ALONE * limit)
-    return min(max(0.0, evidence + gained), limit)
+    return max(0.0, evidence + gained)
 
 
 @lru_cache

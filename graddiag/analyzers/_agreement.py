@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graddiag.analyzers._cosines import rows64
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._projection_error import Influence, Spread, layouts, ratio_influence, spread
 from graddiag.analyzers._rows import cosines_of
 from graddiag.analyzers._two_samples import places_apart
+from graddiag.grams import Grams, whole_products
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife
 
@@ -45,9 +45,9 @@ class Agreement:
         return dict(zip(names, (self.noise_scale, self.stiffness, self.sign_stiffness), strict=True))
 
 
-def agreement(table: Signals) -> Agreement:
-    """From the products of the finite rows, of all blocks as one vector."""
-    products = np.asarray(sum(gram([table], block) for block in table.blocks))
+def agreement(table: Signals, grams: Grams | None = None) -> Agreement:
+    """From the products of the finite rows, of all blocks as one vector; `grams` are those that are known already."""
+    products = whole_products([table], grams)
     names = [c for c, kept in zip(table.clusters, table.finite, strict=True) if kept]
     codes = np.unique(np.array(names), return_inverse=True)[1]
     n_clusters = len(set(names))

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graddiag.analyzers._cosines import mean_gradient, rows64
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._rows import apart_with_deletions
+from graddiag.grams import Grams, block_products
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife, optional
 
@@ -28,14 +28,14 @@ class SafetyDirection:
     random_sd: Mapping[str, float]
 
     @staticmethod
-    def of(safety: Signals, tables: Mapping[str, Signals]) -> SafetyDirection:
-        """Those of the finite rows."""
+    def of(safety: Signals, tables: Mapping[str, Signals], grams: Grams | None = None) -> SafetyDirection:
+        """Those of the finite rows; `grams` are products of the safety rows that are known already."""
         clusters = [c for c, kept in zip(safety.clusters, safety.finite, strict=True) if kept]
         codes = np.unique(np.array(clusters), return_inverse=True)[1]
         total = np.zeros((len(codes), len(codes)))
         blocks = {}
         for block in safety.blocks:
-            products = gram([safety], block)
+            products = block_products([safety], block, grams)
             total += products
             blocks[block] = split_half(products, codes)
         random = {name: random_direction_sd(table, safety) for name, table in tables.items()}
@@ -103,12 +103,11 @@ def random_direction_sd(table: Signals, safety: Signals) -> float:
     squared norm of the mean safety gradient, D_b its number of parameters. 1.96 of them hold 95 % of directions.
     """
     shapes = {b.name: math.prod(b.shape) for b in safety.space.blocks}
-    rows = {b: rows64(table, b) for b in table.blocks}
-    squares = np.sum([(g**2).sum(axis=1) for g in rows.values()], axis=0)
-    some = squares > 0
-    toward = {b: float((mean_gradient(safety, b) ** 2).sum()) for b in rows}
-    whole = sum(toward.values())
+    squares = np.sum([np.einsum("nk,nk->n", g, g) for g in (rows64(table, b) for b in table.blocks)], axis=0)
+    toward = {b: float((mean_gradient(safety, b) ** 2).sum()) for b in table.blocks}
+    whole, some = sum(toward.values()), squares > 0
     if not some.any() or whole <= 0:
         return math.nan
-    unit = {b: (g[some] / np.sqrt(squares[some])[:, None]).mean(axis=0) for b, g in rows.items()}
+    lengths = np.divide(1.0, np.sqrt(squares), out=np.zeros_like(squares), where=some) / some.sum()
+    unit = {b: lengths @ rows64(table, b) for b in table.blocks}
     return math.sqrt(sum(float(m @ m) * toward[b] / whole / shapes[b] for b, m in unit.items()))

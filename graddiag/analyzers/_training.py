@@ -13,6 +13,7 @@ from graddiag.analyzers._agreement import Agreement, agreement
 from graddiag.analyzers._cosines import check_safety, knows_safety, mean_gradient, rows64
 from graddiag.analyzers._projection_error import Influence, Spread, error_keys, layouts, spread
 from graddiag.comparison import Comparison
+from graddiag.grams import Grams
 from graddiag.signals import Signals
 from graddiag.statistics import Estimate, cluster_mean, optional
 
@@ -86,9 +87,14 @@ class Training:
 
 
 def training(
-    comparison: Comparison, safety: Signals | None = None, controls: Mapping[str, Signals] | None = None
+    comparison: Comparison,
+    safety: Signals | None = None,
+    controls: Mapping[str, Signals] | None = None,
+    *,
+    grams: Grams | None = None,
 ) -> Training:
-    """What steps on the rows of both sides and of the controls would do.
+    """What steps on the rows of both sides and of the controls would do; `grams` are products of both sides' rows that
+    are known already.
 
     Products with safety are exact where every table knows them, otherwise all of them projected; Adam's form is there
     where every table knows it. Raises DataError where a set was measured in another space, or no safety row is finite.
@@ -111,7 +117,7 @@ def training(
         blocks={
             b: {role: _scope(t, by_block[b][role], spreads[b][role]) for role, t in tables.items()} for b in blocks
         },
-        agreement={role: agreement(t) for role, t in tables.items()},
+        agreement={r: agreement(t, grams if r in {"left", "right"} else None) for r, t in tables.items()},
         exact=known or whole_space,
         projection=comparison.left.space.projection,
     )
