@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import graddiag
+from graddiag.alarms import Limits
 from graddiag.blocks import select_blocks
 from graddiag.data import read_set
 from graddiag.encoding import encode
@@ -24,6 +25,8 @@ TEXTS = ("hello there", "what is this all about", "a short one", "one that is lo
 PROMPT = 4  # tokens of each text that are no targets
 NO_CACHE: dict[str, bool] = {"use_cache": False}
 Batch = dict[str, Tensor]
+# Any predicted rise of the safety loss is an alarm, chance counts for almost nothing, and probes may cost anything.
+TOUCHY = Limits(drift=1e-12, horizon=1, false_alarms=0.45, shift=0.1, memory=0.0, overhead=1e9)
 
 
 def tiny(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -8,19 +8,17 @@ from dataclasses import replace
 
 import pytest
 from architectures import build, with_lora
-from loops import SAFETY, TEXTS, exact_model, padded, tiny
+from loops import SAFETY, TEXTS, TOUCHY, exact_model, padded, tiny
 from torch import nn
 from trainers import callback, check_by_id, same_weights, trainer
 from transformers import TrainerCallback
 
 import graddiag
-from graddiag.alarms import AlarmRaised, Limits
+from graddiag.alarms import AlarmRaised
 from graddiag.errors import UsageError
 from graddiag.training_log import read_log
 
 ROUNDING = 1e-5  # float32, in which transformers computes its own loss
-# Any predicted rise of the safety loss is an alarm, chance or not, and probes may cost what they like.
-TOUCHY = Limits(drift=1e-12, horizon=1, false_alarms=0.45, shift=0.1, memory=0, overhead=1e9)
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,8 @@ def test_the_trainer_with_a_callback_runs(readme, tmp_path):
 def test_the_loop_with_accelerate_runs(readme):
     model, tokenizer = tiny()
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-4))
+    loader = torch.utils.data.DataLoader([padded(tokenizer)] * 22, batch_size=None)
+    model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-4), loader)
     names = {
         "graddiag": graddiag,
         "accelerator": accelerator,
@@ -79,7 +80,7 @@ def test_the_loop_with_accelerate_runs(readme):
         "tokenizer": tokenizer,
         "safe_answers": SAFETY,
         "optimizer": optimizer,
-        "batches": [padded(tokenizer)] * 22,
+        "batches": loader,
     }
     exec(code(readme, "Accelerate"), names)
     assert [p.step for p in names["monitor"].probes] == [0, 10]
