@@ -158,6 +158,18 @@ def test_ranks_are_called_noise_where_the_safety_rows_share_nothing_and_repeatab
     assert "Ranks: repeatable" in reliability_line(World(vectors(100, shared=1.0, seed=3), many).ranked())
 
 
+@pytest.mark.parametrize("clusters", [4, 6, 10])
+def test_an_agreement_that_few_clusters_show_by_chance_is_noise(clusters: int) -> None:
+    """Scores that are constant in each cluster and unrelated between the halves: 5 % pass, as the threshold says."""
+    draws = 400
+    believed = 0
+    for s in range(draws):
+        rows = vectors(clusters, shared=0.0, seed=3 * s)[np.arange(60) % clusters]
+        safety = (vectors(2, shared=0.0, seed=3 * s + 1), vectors(2, shared=0.0, seed=3 * s + 2))
+        believed += "noise" not in reliability_line(World(rows, safety, clusters=clusters).ranked())
+    assert believed / draws == pytest.approx(0.05, abs=3.3 * math.sqrt(0.05 * 0.95 / draws))
+
+
 def test_a_safety_set_of_one_cluster_has_no_halves_and_the_ranks_are_not_measurable() -> None:
     w = world()
     whole = w.safety[0].mean(axis=0)
