@@ -10,6 +10,7 @@ from graddiag.analyzers import (
     AdamAlignment,
     Alignment,
     Conflict,
+    HeadlineResults,
     LossGap,
     alignment,
     alignment_adam,
@@ -19,9 +20,11 @@ from graddiag.analyzers import (
     edit_change,
     framing,
     loss_gap,
+    repeats,
     token_view,
     training,
 )
+from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
 from graddiag.errors import DataError
@@ -140,23 +143,30 @@ def _findings(
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
     others = [t for t in (safety, *controls.values()) if t]
     adam = alignment_adam(comparison, safety, controls, seed=analysis.seed) if safety else None
+    headline = HeadlineResults(
+        loss_gap(comparison, seed=analysis.seed),
+        conflict(comparison, center=analysis.center, seed=analysis.seed),
+        framing(comparison, safety, seed=analysis.seed),
+        alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
+    )
     return Findings(
         comparison=comparison,
         safety=safety,
         controls=controls,
-        loss_gap=loss_gap(comparison, seed=analysis.seed),
+        loss_gap=headline.loss_gap,
         tokens=token_view(comparison, texts, seed=analysis.seed),
-        conflict=conflict(comparison, center=analysis.center, seed=analysis.seed),
-        framing=framing(comparison, safety, seed=analysis.seed),
-        alignment=alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
+        conflict=headline.conflict,
+        framing=headline.framing,
+        alignment=headline.alignment,
         training=training(comparison, safety, controls),
         audit=audit(comparison, safety, controls, strangers=strangers),
+        repeats=repeats(comparison, headline, safety, controls, center=analysis.center, seed=analysis.seed),
         alignment_adam=adam,
-        matrix=cosine_matrix([t for t in (tables["left"], tables["right"], safety) if t]),
+        matrix=cosine_matrix([t for t in (comparison.left, comparison.right, safety) if t]),
         command=analysis.command,
         warnings=(
             *comparison.warnings,
-            *(w for t in others for w in t.warnings),
+            *(w for t in others for w in (*t.warnings, *repeat_warning(t))),
             *_overlaps(tables),
             *_without_adam(tables, adam),
             *analysis.notes,

@@ -44,7 +44,7 @@ class World:
         norm = np.linalg.norm(self.rows, axis=1)
         ones = np.ones(n, dtype=np.int64)
         ids = tuple(f"row-{i}" for i in range(n))
-        return Scalars(ids, clusters, np.ones(n), ones, finite, norm, self.rows @ halves.T)
+        return Scalars(ids, clusters, np.ones(n), ones, finite, norm, self.rows @ halves.T, ids)
 
     def ranked(self, by: str | None = None) -> Ranking:
         return rank_rows(self.scalars, self.means, by=by)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from graddiag.analyzers._cosines import mean_gradient, rows64
 from graddiag.analyzers._gram import gram
 from graddiag.analyzers._rows import apart_with_deletions
+from graddiag.answers import cluster_codes
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife, optional
 
@@ -30,8 +31,7 @@ class SafetyDirection:
     @staticmethod
     def of(safety: Signals, tables: Mapping[str, Signals]) -> SafetyDirection:
         """Those of the finite rows."""
-        clusters = [c for c, kept in zip(safety.clusters, safety.finite, strict=True) if kept]
-        codes = np.unique(np.array(clusters), return_inverse=True)[1]
+        codes = np.unique(cluster_codes(safety)[safety.finite], return_inverse=True)[1]
         total = np.zeros((len(codes), len(codes)))
         blocks = {}
         for block in safety.blocks:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from graddiag.analyzers._cosines import check_safety, knows_safety, mean_gradient
 from graddiag.analyzers._gram import gram
 from graddiag.analyzers._rows import cosines_of
+from graddiag.answers import cluster_codes
 from graddiag.comparison import Comparison
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_mean, cluster_sums, jackknife, optional
@@ -146,7 +147,7 @@ def _sum(parts: list[Steps]) -> Steps:
 
 
 def _scope(table: Signals, steps: Steps) -> TrainingScope:
-    codes = _codes(table)
+    codes = cluster_codes(table)
     defined = np.isfinite(steps.change)
     opposed = np.where(defined, (steps.change > 0).astype(np.float64), np.nan)
     return TrainingScope(
@@ -156,14 +157,10 @@ def _scope(table: Signals, steps: Steps) -> TrainingScope:
     )
 
 
-def _codes(table: Signals) -> Int[np.ndarray, " n"]:
-    return np.unique(np.array(table.clusters), return_inverse=True)[1]
-
-
 def _agreement(table: Signals) -> Agreement:
     """From the products of the finite rows, of all blocks as one vector."""
     products = np.asarray(sum(gram([table], block) for block in table.blocks))
-    present, codes = np.unique(_codes(table)[table.finite], return_inverse=True)
+    present, codes = np.unique(cluster_codes(table)[table.finite], return_inverse=True)
     n_clusters = len(present)
     cosines = cosines_of(products)
     np.fill_diagonal(cosines, np.nan)
