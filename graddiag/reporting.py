@@ -37,7 +37,7 @@ from graddiag.token_texts import read_texts
 
 RUN_FILE = "run.json"
 PAIRS, EDITED_PAIRS = "pairs", "pairs-edited"  # folders of exact products
-AUDIT = "audit"  # the store of a run with exact products of rows that are no partners
+AUDIT, EDITED_AUDIT = "audit", "audit-edited"  # folders of exact products of rows that are no partners
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Analysis:
     exact_pairs: bool = False
     edits: tuple[Edit, ...] = ()
     strangers: bool = False
+    edited_strangers: bool = False
 
 
 def report(run: str | Path, *, figures: bool = True) -> Result:
@@ -87,7 +88,8 @@ def report(run: str | Path, *, figures: bool = True) -> Result:
     analysis = Analysis(**kept | lists | {"edits": tuple(Edit(**e) for e in kept.get("edits", ()))})
     stores = (PAIRS, *([EDITED_PAIRS] if analysis.edits else [])) if analysis.exact_pairs else ()
     products = {name: read_pairs(folder / name) for name in stores}
-    strangers = read_pairs(folder / AUDIT) if analysis.strangers else None
+    audits = ((AUDIT, analysis.strangers), (EDITED_AUDIT, analysis.edited_strangers))
+    strangers = {name: read_pairs(folder / name) for name, there in audits if there}
     return conclude(tables, products, analysis, folder, strangers=strangers, figures=figures)
 
 
@@ -97,18 +99,20 @@ def conclude(
     analysis: Analysis,
     folder: Path,
     *,
-    strangers: PairProducts | None = None,
+    strangers: Mapping[str, PairProducts],
     figures: bool,
 ) -> Result:
     """Every analysis that the tables allow, and the report.
 
     Roles: left, right, safety, control-NAME, and left-edited, right-edited for the second comparison, whose products
-    are those of "pairs-edited". `products` are exact ones of pairs, `strangers` of rows that are no partners.
+    are those of "pairs-edited". `products` are exact ones of pairs, `strangers` of rows that are no partners ("audit",
+    "audit-edited"), by their folder.
     """
     texts = read_texts(folder)
-    findings = _findings(tables, products.get(PAIRS), analysis, texts, strangers)
+    findings = _findings(tables, products.get(PAIRS), analysis, texts, strangers.get(AUDIT))
     if analysis.edits:
-        second = _findings(_with_edits(tables, analysis.edits), products.get(EDITED_PAIRS), analysis, texts)
+        edited, others = _with_edits(tables, analysis.edits), strangers.get(EDITED_AUDIT)
+        second = _findings(edited, products.get(EDITED_PAIRS), analysis, texts, others)
         change = edit_change(_of_pairs(findings), _of_pairs(second), seed=analysis.seed)
         new = [w for w in second.warnings if w not in findings.warnings]
         findings = replace(
