@@ -297,6 +297,17 @@ def test_the_setting_tells_models_apart() -> None:
     assert setting.differs == ("data", "model")
 
 
+def test_that_data_and_model_both_differ_is_said_once(tmp_path: Path) -> None:
+    tables = four_tables(exact=False)
+    right = tables["right"].signals
+    tuned = replace(right, provenance=replace(right.provenance, model="tuned", weights="other"))
+    report = write_report(conclude(replace(compared(tables["left"], tables["right"]), right=tuned), tables), tmp_path)
+    said = [line for line in (*report.verdict, *report.warnings) if "both data and model" in line]
+    assert said == ["The two sides differ in both data and model: no difference can be put down to either alone."]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count(said[0]) == 1
+    assert "confounded" in next(line for line in report.verdict if line.startswith("Loss of"))
+
+
 def test_files_and_folders_of_others_stay(found: Findings, tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     for name in ("notes.txt", "figures/mine.svg"):
