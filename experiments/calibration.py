@@ -1,6 +1,6 @@
 """Do intervals, p-values and family-wise errors mean what they say, where the truth is known?
 
-usage: python experiments/calibration.py [--nulls N] [--real N] [--report-only]
+usage: python experiments/calibration.py [--nulls N] [--real N] [--only STATISTIC] [--report-only]
 
 Experiments are drawn whose answer is known: differences of mean zero, partners that are no more alike than strangers, a
 cosine that was put in. Rows are independent, or clusters of four are alike (intra-cluster correlation 0.3); normal, or
@@ -15,13 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from calibration_arrays import ERRORS, NOMINAL, SIZES, STATISTICS, Cell, cells, designs, planted_shift
+from calibration_arrays import STATISTICS, cells, designs, planted_shift
+from calibration_cells import ERRORS, NOMINAL, SIZES, Cell
 from calibration_tiny import Real, real_cells, real_checks
 
 from graddiag.rules import FEW_CLUSTERS
@@ -73,12 +76,34 @@ def read_cells(path: Path) -> list[Cell]:
     return [Cell(**{k: v for k, v in c.items() if k not in {"rate", "outcome", "holds"}}) for c in saved]
 
 
+def drawn_cells(statistics: Sequence[str], repeats: int, in_blocks: int) -> list[Cell]:
+    """All designs of some statistics; a design's seed does not depend on which statistics are chosen."""
+    found = []
+    for statistic in statistics:
+        for seed, design in enumerate(designs()):
+            found += cells(statistic, design, in_blocks if "blocks" in statistic else repeats, seed)
+        print(statistic, [f"{c.rate:.3f} {c.outcome}" for c in found if c.statistic == statistic], flush=True)
+    return found
+
+
+def merged(saved: Sequence[Cell], drawn: Sequence[Cell]) -> list[Cell]:
+    """The saved cells, those of the drawn statistics replaced or put in, in the order of STATISTICS."""
+    new = {c.statistic for c in drawn}
+    kept = [c for c in saved if c.source != "drawn" or c.statistic not in new]
+    order = list(STATISTICS)
+    from_arrays = [*(c for c in kept if c.source == "drawn"), *drawn]
+    return sorted(from_arrays, key=lambda c: order.index(c.statistic)) + [c for c in kept if c.source != "drawn"]
+
+
 def main() -> None:
     """Runs everything, or draws what is saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nulls", type=int, default=4_000, help="drawn experiments per cell")
     parser.add_argument("--blocks-nulls", type=int, default=4_000, help="the same where there are 100 blocks")
     parser.add_argument("--real", type=int, default=400, help="experiments per cell with gradients of tiny")
+    parser.add_argument(
+        "--only", action="append", choices=STATISTICS, help="draw this statistic alone, and put it among the saved ones"
+    )
     parser.add_argument("--report-only", action="store_true", help="draw the saved numbers again")
     given = parser.parse_args()
     target = FIGURE.with_suffix(".json")
@@ -86,22 +111,21 @@ def main() -> None:
         draw_figure(read_cells(target))
         print("\n".join(table(read_cells(target))))
         return
-    found = []
-    for statistic in STATISTICS:
-        repeats = given.blocks_nulls if "blocks" in statistic else given.nulls
-        for seed, design in enumerate(designs()):
-            found += cells(statistic, design, repeats, seed)
-        print(statistic, [f"{c.rate:.3f} {c.outcome}" for c in found if c.statistic == statistic], flush=True)
-    real = Real.measure()
-    found += real_cells(given.real, real)
-    checks = [planted_shift(given.nulls), *real_checks(real)]
-    content = {
-        "command": f"python experiments/calibration.py --nulls {given.nulls} --blocks-nulls {given.blocks_nulls} "
-        f"--real {given.real}",
-        "versions": {v: version(v) for v in ("graddiag", "numpy", "scipy", "torch", "transformers")},
-        "cells": [asdict(c) | {"rate": c.rate, "outcome": c.outcome, "holds": c.holds} for c in found],
-        "checks": [asdict(c) for c in checks],
-    }
+    drawn = drawn_cells(given.only or tuple(STATISTICS), given.nulls, given.blocks_nulls)
+    content = json.loads(target.read_text(encoding="utf-8")) if given.only else {}
+    if given.only:
+        found = merged(read_cells(target), drawn)
+        content["later"] = [*content.get("later", []), shlex.join(["python", *sys.argv])]
+    else:
+        real = Real.measure()
+        found = drawn + real_cells(given.real, real)
+        checks = [planted_shift(given.nulls), *real_checks(real)]
+        content = {
+            "command": shlex.join(["python", *sys.argv]),
+            "versions": {v: version(v) for v in ("graddiag", "numpy", "scipy", "torch", "transformers")},
+            "checks": [asdict(c) for c in checks],
+        }
+    content["cells"] = [asdict(c) | {"rate": c.rate, "outcome": c.outcome, "holds": c.holds} for c in found]
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw_figure(found)
     print("\n".join(table(found)))

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from calibration_cells import (
+    BLOCKS,
+    CLUSTER,
+    ERRORS,
+    ICC,
+    SIZES,
+    Cell,
+    Check,
+    Design,
+    Kind,
+    Where,
+    covers,
+    rejects,
+    tally,
+)
+from calibration_labels import many_labels, own_clusters, shared_clusters
 from scipy import optimize, stats
 
 from graddiag.analyzers._rows import Rows, corrected_cosines, cosine_with_fixed
 from graddiag.analyzers._safety_direction import split_half
+from graddiag.analyzers._two_samples import TwoSamples
 from graddiag.permutations import (
     familywise_p,
     partner_permutations,
@@ -20,102 +35,14 @@ from graddiag.permutations import (
     sign_flips_each,
     sign_flips_of_norm,
 )
-from graddiag.rules import FEW_CLUSTERS
-from graddiag.statistics import COSINE, Estimate, cluster_mean, cluster_sums, jackknife
+from graddiag.statistics import COSINE, cluster_mean, cluster_sums, jackknife
 
-SIZES = (12, 40, 120)  # pairs
-CLUSTER = 4  # rows of a cluster
-ICC = 0.3  # intra-cluster correlation
 DIM = 20  # numbers of a drawn gradient
-BLOCKS = 100
 BLOCK_DIM = 3  # numbers of a drawn gradient in each of many blocks
-COMMON = 0.5  # share of the variance that all blocks have in common
 PLANTED = 0.5  # cosine of the means that is put in
 DRAWS = 999  # permutations: (1 + 49) / 1000 is exactly 5 %
-ERRORS = 3.3  # Monte-Carlo standard errors that a rate may be off: one cell in 1,000 by chance
-
-Outcome = Literal["nominal", "safe", "bad"]
-Kind = Literal["rejected", "covered", "any block"]
-NOMINAL: dict[Kind, float] = {"rejected": 0.05, "covered": 0.95, "any block": 0.05}
-
-
-@dataclass(frozen=True)
-class Design:
-    """How rows are drawn; without `alike`, rows of a cluster have nothing in common."""
-
-    n: int
-    alike: bool
-    heavy: bool
-
-    def clusters(self, size: int) -> np.ndarray:
-        """The cluster of each row, where `size` rows make one."""
-        return np.arange(self.n) // size
-
-    def draw(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
-        """Variance 1, mean 0, symmetric, [n, *shape]."""
-        own = self._noise(rng, self.n, *shape)
-        if not self.alike:
-            return own
-        shared = self._noise(rng, self.n // CLUSTER, *shape)[self.clusters(CLUSTER)]
-        return math.sqrt(ICC) * shared + math.sqrt(1 - ICC) * own
-
-    def _noise(self, rng: np.random.Generator, *shape: int) -> np.ndarray:
-        return rng.standard_t(3, size=shape) / math.sqrt(3) if self.heavy else rng.normal(size=shape)
-
-    def in_blocks(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Correlated blocks, [n, BLOCKS, size]."""
-        each, common = self.draw(rng, BLOCKS, size), self.draw(rng, 1, size)
-        return np.sqrt(COMMON) * common + np.sqrt(1 - COMMON) * each
-
-
-@dataclass(frozen=True)
-class Cell:
-    """How often a claim was made in experiments in which it is false (covered: true). `tried` are those in which the
-    number was measurable."""
-
-    statistic: str
-    kind: Kind
-    source: str
-    n: int
-    alike: bool
-    heavy: bool
-    clusters: int
-    tried: int
-    drawn: int
-    hits: int
-
-    @property
-    def rate(self) -> float:
-        """Of the experiments in which the number was measurable."""
-        return self.hits / self.tried if self.tried else math.nan
-
-    @property
-    def outcome(self) -> Outcome:
-        """Within 3.3 Monte-Carlo standard errors of nominal, or off to the safe side, or to the bad one."""
-        nominal = NOMINAL[self.kind]
-        if not self.tried:  # nothing was ever claimed
-            return "safe"
-        off = (self.rate - nominal) / math.sqrt(nominal * (1 - nominal) / self.tried)
-        bad = -off if self.kind == "covered" else off
-        return "bad" if bad > ERRORS else "safe" if bad < -ERRORS else "nominal"
-
-    @property
-    def holds(self) -> bool:
-        """Nominal with 10 clusters or more, never on the bad side with fewer."""
-        return self.outcome == "nominal" or (self.outcome == "safe" and self.clusters < FEW_CLUSTERS)
-
 
 Experiment = Callable[[np.random.Generator], dict[Kind, bool | None]]  # None: not measurable, nothing is claimed
-
-
-def covers(e: Estimate, truth: float) -> bool | None:
-    """Whether the interval holds the truth; None where there is none."""
-    return None if math.isnan(e.low) else bool(e.low <= truth <= e.high)
-
-
-def rejects(p: float) -> bool | None:
-    """Whether p is at most 5 %; None where there is none."""
-    return None if math.isnan(p) else bool(p <= NOMINAL["rejected"])
 
 
 def mean_of_differences(design: Design, size: int) -> Experiment:
@@ -178,6 +105,24 @@ def cosine_of_means(design: Design, size: int) -> Experiment:
     return once
 
 
+def framing_with_safety(cosine: float) -> Callable[[Design, int], Experiment]:
+    """The cosine of the mean framing gradient with that of safety, corrected for noise, of as many safety rows."""
+    means = np.zeros((2, DIM))
+    means[0, 0], means[1, :2] = 1.0, (cosine, math.sqrt(1 - cosine**2))
+
+    def make(design: Design, size: int) -> Experiment:
+        clusters = design.clusters(size)
+        counts = np.bincount(clusters)
+
+        def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
+            d, safety = (cluster_sums(m + SPREAD * design.draw(rng, DIM), clusters, len(counts)) for m in means)
+            return {"covered": covers(TwoSamples.of(d, safety, counts, counts).cosine(), cosine)}
+
+        return once
+
+    return make
+
+
 def safety_split_half(design: Design, size: int) -> Experiment:
     """How well the direction of a mean gradient of length 1 is known, with noise of variance 1 in each number."""
     clusters = design.clusters(size)
@@ -238,11 +183,16 @@ STATISTICS: dict[str, tuple[Callable[[Design, int], Experiment], bool]] = {
     "mean difference": (mean_of_differences, False),
     "framing": (framing, False),
     "pairing": (pairing, True),
+    "labels, own clusters": (own_clusters, False),
+    "labels, shared clusters": (shared_clusters, True),
     "cosine of means": (cosine_of_means, False),
+    "framing and safety, cosine 0": (framing_with_safety(0.0), False),
+    "framing and safety, cosine 0.5": (framing_with_safety(PLANTED), False),
     "safety split half": (safety_split_half, False),
     "difference, 100 blocks": (many_numbers, False),
     "framing, 100 blocks": (many_framings, False),
     "pairing, 100 blocks": (many_pairings, True),
+    "labels, 100 blocks": (many_labels, False),
 }
 
 
@@ -262,34 +212,6 @@ def cells(statistic: str, design: Design, repeats: int, seed: int) -> list[Cell]
     found = [once(rng) for _ in range(repeats)]
     where = Where(statistic, "drawn", design, design.n // size)
     return [tally(where, kind, [f[kind] for f in found]) for kind in found[0]]
-
-
-@dataclass(frozen=True)
-class Where:
-    """What a cell is about."""
-
-    statistic: str
-    source: str
-    design: Design
-    clusters: int
-
-
-def tally(where: Where, kind: Kind, answers: Sequence[bool | None]) -> Cell:
-    """The cell of many experiments."""
-    known = [a for a in answers if a is not None]
-    counts = {"tried": len(known), "drawn": len(answers), "hits": sum(known)}
-    d = where.design
-    return Cell(where.statistic, kind, where.source, d.n, d.alike, d.heavy, where.clusters, **counts)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A number that must reach another."""
-
-    what: str
-    found: float
-    wanted: str
-    holds: bool
 
 
 def planted_shift(repeats: int, *, n: int = 40, seed: int = 0) -> Check:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from calibration_arrays import DRAWS, SIZES, Cell, Check, Design, Kind, Where, covers, rejects, tally
+from calibration_arrays import DRAWS
+from calibration_cells import SIZES, Cell, Check, Design, Kind, Where, covers, rejects, tally
 from scipy import stats
 
 import graddiag

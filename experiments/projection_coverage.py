@@ -1,6 +1,6 @@
 """Do the standard errors of projected numbers hold: how often is the exact number within 1.96 of them?
 
-usage: python experiments/projection_coverage.py [--seeds N] [--report-only]
+usage: python experiments/projection_coverage.py [--seeds N] [--kind KIND] [--report-only]
 
 Exact gradients once: of the built-in sets under the built-in model `tiny`, and drawn ones of known rank in blocks that
 are large against the projection. Then, seed by seed, the mean gradients projected; a cosine of one block counts as
@@ -174,6 +174,7 @@ def main() -> None:
     """Counts, and writes numbers and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--kind", help="only projections of this kind; the numbers of the others stay")
     parser.add_argument("--report-only", action="store_true", help="draw the saved numbers again")
     given = parser.parse_args()
     target = FIGURE.with_suffix(".json")
@@ -182,9 +183,11 @@ def main() -> None:
         return
     tiny = tiny_sets()
     sources = {"tiny": tiny} | {f"rank {r}": drawn_sets(tiny, r) for r in RANKS}
+    saved = json.loads(target.read_text(encoding="utf-8"))["cases"] if given.kind else []
+    at_hand = {Case(c["source"], c["kind"], c["dim"]): c["numbers"] for c in saved if c["kind"] != given.kind}
     results = []
     for case in CASES:
-        found = coverage(sources[case.source], case, given.seeds)
+        found = at_hand.get(case) or coverage(sources[case.source], case, given.seeds)
         results.append({"source": case.source, "kind": case.kind, "dim": case.dim, "numbers": found})
         shown = [f"{v['blocks/covered']:.3f} ({v['all/covered']:.3f} all)" for v in found.values()]
         print(case, *shown, flush=True)

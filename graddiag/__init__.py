@@ -21,10 +21,12 @@ _HOME = {
     "alignment": "graddiag.analyzers",
     "alignment_adam": "graddiag.analyzers",
     "load_model": "graddiag.models",
+    "Monitor": "graddiag.monitor",
 }
 __all__ = [
     "Comparison",
     "GraddiagError",
+    "Monitor",
     "Signals",
     "alignment",
     "alignment_adam",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract
     from graddiag.models import load_model
+    from graddiag.monitor import Monitor
     from graddiag.pipeline import compare
     from graddiag.reporting import report
     from graddiag.screening import screen

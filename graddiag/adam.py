@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graddiag.blocks import Part, Selected
-from graddiag.gradients import Gradients, wide
+from graddiag.gradients import Formable, wide
 from graddiag.signals import AdamStep
 
 _TILE_ROWS = 1024  # rows of a block whose steps are formed at once; a step needs some ten arrays of its size
@@ -92,7 +92,7 @@ class AdamProducts:
     step_norm2: Float[Tensor, " b"]
 
 
-def adam_products(gradients: Gradients, moments: Moments, reference: Float[Tensor, "*shape"], n: int) -> AdamProducts:
+def adam_products(gradients: Formable, moments: Moments, reference: Float[Tensor, "*shape"], n: int) -> AdamProducts:
     """Products of the steps on each of the n examples with the mean `reference`, formed some rows at a time."""
     dot, norm2, step_norm2 = (torch.zeros(n, dtype=torch.float64, device=reference.device) for _ in range(3))
     for rows in moments.tiles():

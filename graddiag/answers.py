@@ -48,11 +48,13 @@ def _bytes(answer: Int[np.ndarray, " t"]) -> bytes:
 def clustered(*tables: Signals) -> tuple[Signals, ...]:
     """The tables, rows of one answer in one cluster if no table names clusters; such a cluster has its first row's id.
 
-    Without named clusters and without repeated answers every row stays a cluster of its own.
+    The very tables given where clusters are named, and where no answer is repeated: every row is one of its own.
     """
     if any(names_clusters(t) for t in tables):
         return tables
     groups = answer_groups(*tables)
+    if len(set(np.concatenate(groups).tolist())) == len({i for t in tables for i in t.ids}):
+        return tables
     name: dict[int, str] = {}
     for table, numbers in zip(tables, groups, strict=True):
         for i, g in zip(table.ids, numbers.tolist(), strict=True):

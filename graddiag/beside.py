@@ -29,7 +29,7 @@ class Question:
 QUESTIONS = (  # of the comparison with edited prompts
     Question("Loss of left minus right", "difference", "loss_gap/mean", "change/loss_gap"),
     Question("Cosine of a pair's gradients", "paired", "conflict/paired_cosine", "change/paired_cosine"),
-    Question("Framing gradient with safety", "contrast", "framing/safety_cosine", needs_safety=True),
+    Question("Framing gradient with safety", "contrast", "framing/safety_cosine_corrected", needs_safety=True),
     Question("Cosine of left with safety", "cosine", "alignment/left", needs_safety=True),
     Question("Cosine of right with safety", "cosine", "alignment/right", needs_safety=True),
     Question(

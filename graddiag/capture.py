@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from graddiag.blocks import Kind, Selected
 from graddiag.errors import DataError
+from graddiag.gradients import Shortened
 
 _AT_ONCE = (Kind.LINEAR, Kind.CONV1D, Kind.BIAS)  # kinds whose gradient needs nothing but inputs and output gradients
 
@@ -42,16 +43,39 @@ def untouched(model: nn.Module) -> Iterator[None]:
 class Call:
     """One call of a module in a forward pass: what went in, what came out, and the gradients of what came out.
 
-    Outputs are kept where the module will be run again; elsewhere only their number.
+    Outputs are kept where the module will be run again; elsewhere only their number. `shortened` stands for what went
+    in where that was let go.
     """
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
     outputs: list[Tensor]
     grads: dict[int, Tensor] = field(default_factory=dict)
+    shortened: Shortened | None = None
+
+    @property
+    def input(self) -> Tensor:
+        """The first thing that went in."""
+        value = self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+        assert isinstance(value, Tensor)
+        return value
+
+    def condense(self, shortened: Shortened) -> None:
+        """Lets go what went in; `shortened` is what remains of it."""
+        self.args, self.kwargs, self.shortened = (), {}, shortened
+
+    def forget(self) -> None:
+        """Lets its tensors go: the graph, whose hooks know the call, lives until the whole backward pass is done."""
+        self.args, self.kwargs, self.shortened = (), {}, None
+        self.outputs.clear()
+        self.grads.clear()
 
 
 Arrived = Callable[[nn.Module, list[Call]], None]
+
+
+class CalledAgain(Exception):
+    """A module was called once more after its first input had been let go."""
 
 
 class Recorder:
@@ -60,17 +84,25 @@ class Recorder:
     The graph starts at the output of the lowest module: where an output needs no gradient yet, it becomes a leaf, so
     the backward pass never goes below it. A module of which nothing but inputs and output gradients is needed is
     handed to `arrived` as soon as the gradients of all its calls are there, and forgotten; the others wait in
-    `calls`.
+    `calls`. `saw` is told of each call and may condense it, or an earlier one; then a module that is called again
+    raises CalledAgain in the forward pass.
     """
 
-    def __init__(self, blocks: Sequence[Selected], arrived: Arrived, *, without: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Selected],
+        arrived: Arrived,
+        *,
+        without: nn.Module | None = None,
+        saw: Callable[[nn.Module, Call], None] | None = None,
+    ) -> None:
         self._at_once: dict[nn.Module, bool] = {}
         for b in blocks:
             for use in b.uses:
                 if use.module is not without:
                     single = use.kind in _AT_ONCE and len(b.uses) == 1
                     self._at_once[use.module] = self._at_once.get(use.module, True) and single
-        self._arrived = arrived
+        self._arrived, self._saw = arrived, saw
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._recording = True
         self.calls: dict[nn.Module, list[Call]] = {m: [] for m in self._at_once}
@@ -102,7 +134,11 @@ class Recorder:
         if not self._recording:
             return None
         call = Call(_detached(args), _detached(kwargs), [])  # type: ignore[arg-type]
+        if any(c.shortened for c in self.calls[module]):
+            raise CalledAgain
         self.calls[module].append(call)
+        if self._saw:
+            self._saw(module, call)
         return self._traced(module, call, output)
 
     def _traced(self, module: nn.Module, call: Call, output: object) -> object:
@@ -114,7 +150,7 @@ class Recorder:
         # A view: the gradient that arrives is that of later uses, without what the module itself does with its output.
         traced = output.view_as(output) if output.requires_grad else output.detach().requires_grad_(True)
         number = len(call.outputs)
-        call.outputs.append(traced.detach()[:0] if self._at_once[module] else traced.detach())
+        call.outputs.append(traced.new_empty(0) if self._at_once[module] else traced.detach())
         traced.register_hook(lambda grad: self._grad(module, call, number, grad))  # type: ignore[no-untyped-call]
         return traced
 
@@ -123,6 +159,8 @@ class Recorder:
         calls = self.calls[module]
         if self._at_once[module] and all(c.grads for c in calls):
             self._arrived(module, calls)
+            for c in calls:
+                c.forget()
             self.calls[module] = []
 
 

@@ -52,8 +52,13 @@ class Encoded:
     @property
     def digest(self) -> str:
         """SHA-256 of the token ids and of where the targets begin, the first 32 hexadecimal digits."""
-        raw = self.start.to_bytes(8, "little") + self.tokens.astype("<i4").tobytes()
-        return hashlib.sha256(raw).hexdigest()[:32]
+        return tail_digest(self.tokens, self.start)
+
+
+def tail_digest(tokens: Int32[np.ndarray, " t"], start: int) -> str:
+    """The digest of a row whose targets are all its tokens from `start` on."""
+    raw = start.to_bytes(8, "little") + tokens.astype("<i4").tobytes()
+    return hashlib.sha256(raw).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def _conflict(result: Conflict) -> Exhibit:
 def _framing(result: Framing, left: str, right: str) -> Exhibit:
     reading = (
         f"The framing gradient is what {left} adds to the gradient of the same answer under {right}; below 0 it points "
-        "against the mean safety gradient. Intervals are given this safety set."
+        "against the mean safety gradient. Intervals are given this safety set, and the noise of both means pulls the "
+        "cosines towards 0: framing/safety_cosine_corrected is without it, where it is measurable."
     )
     reading += _survivors(result.tests, "of the mean framing gradient (is there any?)")
     errors = [e for s in result.blocks.values() if (e := s.projection_se.get("safety_cosine", 0.0)) > 0]

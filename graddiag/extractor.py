@@ -3,7 +3,7 @@ pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -15,15 +15,16 @@ from transformers import PreTrainedModel
 
 from graddiag.adam import AdamProducts, adam_products
 from graddiag.blocks import Kind, Selected
-from graddiag.capture import Recorder, untouched
+from graddiag.capture import CalledAgain, Recorder, untouched
+from graddiag.condense import Condenser
 from graddiag.encoding import Encoded
 from graddiag.errors import DataError, ResourceError
-from graddiag.gradients import Gradients, Products, Workspace
+from graddiag.gradients import Formable, Gradients, Products, Workspace
 from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.measured import Array, Measured, Scores, measured_of, numpy_of
-from graddiag.projection import Projector, probe_digest
-from graddiag.session import Session, can_be_formed, depends_on, nothing, one_by_one
+from graddiag.projection import Factors, Projector, probe_digest, rows_of_formed
+from graddiag.session import Consume, Session, can_be_formed, depends_on, nothing, one_by_one
 from graddiag.signals import Provenance, Space
 
 FULL_LOGITS = (
@@ -51,6 +52,7 @@ class Extractor:
         self._split = split_model(model)
         self._workspace = Workspace()
         self._head_checked = False
+        self._condense = True
         self._alone: set[str] = set()
         self._unused: set[str] = set()
         self._leave_to_single_runs(
@@ -110,32 +112,52 @@ class Extractor:
 
         def consume(b: Selected, gradients: Gradients) -> None:
             name = b.block.name
+            handed = rows_of_formed(self.projector, b.block, gradients)
             exact = gradients.products(
                 pairs,
                 reference=known.means[name] if known else None,
                 total=mean.total(b) if mean else None,
+                formed=handed,
                 workspace=self._workspace,
             )
             if mean:
                 mean.counts[name] += int(torch.isfinite(exact.norm2).sum())
-            found[name] = exact, self.projector.rows(b.block, gradients)
+            found[name] = exact, handed.rows if handed else self.projector.rows(b.block, gradients)
             if scores and known and exact.reference_dot is not None:
                 scores.add(gradients, known.means[name], exact.reference_dot)
             if known and known.optimizer:
+                assert isinstance(gradients, Formable)  # nothing is condensed where there is a known mean
                 moments = known.optimizer.moments[name]
                 adam[name] = adam_products(gradients, moments, known.means[name], len(rows))
 
-        with untouched(self.model), _memory_named(batch):
-            self._check_head(batch)
-            losses = self._backward(batch, consume)
+        condense = self._condense and known is None and mean is None and not pairs
+        losses = self.walk(batch, consume, condense=condense)
         measured = measured_of(losses, {b.block.name: found[b.block.name] for b in self.blocks}, known)
         adam = {b.block.name: adam[b.block.name] for b in self.blocks if b.block.name in adam}
         return replace(measured, scores=scores, adam_step=known.adam if known else None, adam=adam)
 
-    def _backward(self, batch: Batch, consume: Callable[[Selected, Gradients], None]) -> list[Tensor]:
+    def walk(self, batch: Batch, consume: Consume, *, condense: bool = False) -> list[Tensor]:
+        """The token losses of each row of a batch; every block's gradients are handed to `consume`, and nothing kept.
+
+        With `condense`, gradients may come as what the projector makes of them. Raises as `measure`.
+        """
+        with untouched(self.model), _memory_named(batch):
+            self._check_head(batch)
+            return self._backward(batch, consume, condense=condense)
+
+    def _backward(self, batch: Batch, consume: Consume, *, condense: bool) -> list[Tensor]:
         """The losses; every block is handed to `consume` as soon as its gradients are there."""
         together = [b for b in self.blocks if b.block.name not in self._alone | self._unused]
-        session = Session(together, batch, self._split, consume)
+        condenser = None
+        if condense and isinstance(self.projector, Factors):
+            condenser = Condenser(together, self.projector, batch.lengths, batch.tokens.shape[1])
+        try:
+            return self._through(Session(together, batch, self._split, consume, condenser), batch, consume)
+        except CalledAgain:
+            self._condense = False
+            return self._through(Session(together, batch, self._split, consume), batch, consume)
+
+    def _through(self, session: Session, batch: Batch, consume: Consume) -> list[Tensor]:
         with session.recorder as recorder:
             losses = loss_and_backward(
                 self.model,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from graddiag.blocks import Kind, Part, Selected, Use
 from graddiag.capture import Call, by_example
-from graddiag.gradients import Dense, Gradients, Lookup, Outer
+from graddiag.gradients import Condensed, Dense, Gradients, Lookup, Outer
 
 _AGREES = 1e-4  # relative: a module that is run again on one example gives what it gave in the batch, but for rounding
 
@@ -61,7 +61,9 @@ def form(b: Selected, use: Use, calls: Sequence[Call], layout: Layout) -> Gradie
         return Dense(_share(torch.stack(sums).sum(0), b.part, 1))
     if use.kind is Kind.LOOKUP:
         return _lookup(b, use.module, used, grads, layout)
-    inputs = [by_example(_first(c).to(device), layout.n, layout.tokens, b.block.name) for c in used]
+    if used[0].shortened:
+        return Condensed(grads[0], used[0].shortened, layout.lengths)
+    inputs = [by_example(c.input.to(device), layout.n, layout.tokens, b.block.name) for c in used]
     left, right = (grads, inputs) if use.kind is Kind.LINEAR else (inputs, grads)
     # Padding between calls stays: its output gradients are 0.
     at = layout.at(len(used), left[0].device)
@@ -89,12 +91,6 @@ def _first_rows(grads: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(grads[0].any(dim=2).int().argmax(dim=1).tolist())
 
 
-def _first(call: Call) -> Tensor:
-    value = call.args[0] if call.args else next(iter(call.kwargs.values()))
-    assert isinstance(value, Tensor)
-    return value
-
-
 def _share(x: Tensor, part: Part | None, offset: int) -> Tensor:
     return x.narrow(part.dim + offset, part.start, part.stop - part.start) if part else x
 
@@ -108,7 +104,7 @@ def _lookup(
     ones = torch.ones_like(module.weight[: (module.padding_idx or 0) + 1])
     at_0 = torch.zeros(1, 1, dtype=torch.long, device=ones.device)
     scale = torch.func.functional_call(module, {"weight": ones}, (at_0,)).flatten()[0]
-    ids = [_first(c).to(module.weight.device) for c in calls]
+    ids = [c.input.to(module.weight.device) for c in calls]
     if any(x.numel() != layout.n * layout.tokens for x in ids):
         raise CannotReplay(f"{ids[0].numel()} ids for {layout.n} examples of {layout.tokens} tokens")
     chosen = _behind([x.reshape(layout.n, layout.tokens) for x in ids])

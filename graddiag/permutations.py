@@ -38,6 +38,12 @@ class Null:
             return math.nan
         return float(np.mean(known >= self.values[0] - self.tie))
 
+    @property
+    def relative(self) -> float:
+        """The real value over the mean of all; NaN where that is not above zero."""
+        middle = float(self.values.mean()) if len(self.values) else math.nan
+        return float(self.values[0]) / middle if middle > 0 else math.nan
+
     def standardised(self) -> Null:
         """In standard deviations of the null, about its mean (a distance is about it already); empty where it does not
         vary, since then no permutation differs from the real one."""
@@ -99,7 +105,7 @@ def sign_flips_each(sums: Float[np.ndarray, "c b"], *, seed: int = 0, draws: int
     unit = np.divide(sums, scale, out=np.zeros(sums.shape), where=scale > 0)
     if n < 2:
         return [Null(np.zeros(0))] * sums.shape[1]
-    values = np.concatenate([np.abs((s * 2.0 - 1) @ unit) for s in _sign_patterns(n, seed, draws)])
+    values = np.concatenate([np.abs((s * 2.0 - 1) @ unit) for s in sign_patterns(n, seed, draws)])
     tie = TIE * np.finfo(np.float64).eps
     return [Null(v if math.isfinite(k) else np.zeros(0), tie) for v, k in zip(values.T, scale, strict=True)]
 
@@ -128,11 +134,11 @@ def _flips(
     # Random signs carry a Monte-Carlo error of 0.002 anyway: single precision halves their cost.
     dtype = np.float64 if n <= EXHAUSTIVE or data.shape[1] == 1 else np.float32
     data = (data / (scale or 1.0)).astype(dtype)
-    values = [statistic(signs.astype(dtype) * 2 - 1, data) for signs in _sign_patterns(n, seed, draws)]
+    values = [statistic(signs.astype(dtype) * 2 - 1, data) for signs in sign_patterns(n, seed, draws)]
     return Null(np.concatenate(values).astype(np.float64), TIE * float(np.finfo(dtype).eps), distances=False)
 
 
-def _sign_patterns(n_clusters: int, seed: int, draws: int) -> Iterator[Bool[np.ndarray, "b c"]]:
+def sign_patterns(n_clusters: int, seed: int, draws: int) -> Iterator[Bool[np.ndarray, "b c"]]:
     """All patterns with a fixed last sign (a mirror image has the same statistic), or random ones in chunks; the first
     has one sign everywhere: the data as they are."""
     if n_clusters <= EXHAUSTIVE:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from jaxtyping import Float
@@ -58,7 +59,8 @@ CANDIDATES = (
 @dataclass(frozen=True)
 class Choice:
     """The projection of a run; `error` is the root mean square, over blocks, of projected minus exact cosines between
-    the pilot's means, NaN where there was none. `note` is what a reader must know: that it is coarse, or untested."""
+    the pilot's means, NaN where there was none. `note` is what a reader must know: that it is coarse, or tried on some
+    of the blocks only, or on none."""
 
     kind: str
     dim: int
@@ -83,19 +85,28 @@ def choose(
     """The first candidate whose error is below 0.02, else the best, with a note; the same for the same inputs.
 
     Up to 8 rows of left, right and safety, at most a tenth of each but at least 2, are measured once for their exact
-    means. Where those would take more than a quarter of the free memory, none is, and the first candidate is taken,
-    with a note.
+    means. Where those would take more than a quarter of the free memory, only some blocks, drawn at random, are tried;
+    where not one fits, the first candidate is taken. Both with a note.
     """
-    first = candidates[0]
-    needed = len(_roles(encoded)) * sum(4 * math.prod(b.block.shape) for b in extractor.blocks)
     free = _free(extractor.blocks[0].parameter.device) if free_memory is None else free_memory
-    if needed > FREE_SHARE * free:
+    fitting = _fitting([b.block for b in extractor.blocks], len(_roles(encoded)), int(FREE_SHARE * free))
+    if not fitting:
+        first = candidates[0]
         note = (
-            f"The projection was not chosen by a pilot, whose means would take {needed:,} bytes, more than "
-            f"{FREE_SHARE:.0%} of the {free:,} that are free. Taken: {first.kind}, {first.dim}."
+            f"The projection was not chosen by a pilot, whose means of one block would take more than {FREE_SHARE:.0%} "
+            f"of the {free:,} bytes that are free. Taken: {first.kind}, {first.dim}."
         )
         return Choice(first.kind, first.dim, note=note)
-    means = _means(extractor, encoded, batch_tokens=batch_tokens)
+    some = len(fitting) < len(extractor.blocks)
+    tried_on = extractor.only(fitting) if some else extractor
+    choice = _best(tried_on, _means(tried_on, encoded, batch_tokens=batch_tokens), candidates)
+    if not some:
+        return choice
+    note = f"The pilot tried projections on {len(fitting)} of {len(extractor.blocks)} blocks: more would not fit."
+    return replace(choice, note=f"{note} {choice.note}".rstrip())
+
+
+def _best(extractor: Extractor, means: Mapping[str, MeanGradient], candidates: Sequence[Candidate]) -> Choice:
     tried: list[Choice] = []
     for c in candidates:
         tried.append(Choice(c.kind, c.dim, _error(extractor, means, c)))
@@ -103,6 +114,18 @@ def choose(
             return tried[-1]
     best = min(tried, key=lambda c: math.inf if math.isnan(c.error) else c.error)
     return Choice(best.kind, best.dim, best.error, _too_coarse(best))
+
+
+def _fitting(blocks: Sequence[Block], n_means: int, budget: int) -> list[str]:
+    """All blocks, or as many as fit into `budget` bytes, in an order drawn once: evenly spaced ones could all be of one
+    kind."""
+    names, taken = [], 0
+    for k in np.random.default_rng(0).permutation(len(blocks)):
+        taken += n_means * 4 * math.prod(blocks[k].shape)
+        if taken > budget:
+            break
+        names.append(blocks[k].name)
+    return names
 
 
 def _too_coarse(best: Choice) -> str:

@@ -30,6 +30,7 @@ from graddiag.edits import Edit
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
 from graddiag.findings import Edited, Findings
+from graddiag.grams import Grams
 from graddiag.report import Report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
@@ -146,12 +147,14 @@ def _findings(
     safety = tables.get("safety")
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
     others = [t for t in (safety, *controls.values()) if t]
+    compared = [t for t in (comparison.left, comparison.right, safety) if t]
+    grams = Grams.of(compared)
     adam = alignment_adam(comparison, safety, controls, seed=analysis.seed) if safety else None
     headline = HeadlineResults(
         loss_gap(comparison, seed=analysis.seed),
-        conflict(comparison, center=analysis.center, seed=analysis.seed),
+        conflict(comparison, center=analysis.center, seed=analysis.seed, grams=grams),
         framing(comparison, safety, seed=analysis.seed),
-        alignment(comparison, safety, controls, seed=analysis.seed) if safety else None,
+        alignment(comparison, safety, controls, seed=analysis.seed, grams=grams) if safety else None,
     )
     return Findings(
         comparison=comparison,
@@ -162,11 +165,11 @@ def _findings(
         conflict=headline.conflict,
         framing=headline.framing,
         alignment=headline.alignment,
-        training=training(comparison, safety, controls),
+        training=training(comparison, safety, controls, grams=grams),
         audit=audit(comparison, safety, controls, strangers=strangers),
         repeats=repeats(comparison, headline, safety, controls, center=analysis.center, seed=analysis.seed),
         alignment_adam=adam,
-        matrix=cosine_matrix([t for t in (comparison.left, comparison.right, safety) if t]),
+        matrix=cosine_matrix(compared, grams=grams),
         command=analysis.command,
         warnings=(
             *comparison.warnings,

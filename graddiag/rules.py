@@ -15,8 +15,9 @@ SMALL_EFFECT = 0.2  # |d_z|: below Cohen's "small"
 FEW_CLUSTERS = 10  # below this a jackknife interval rests on too few deletions to be trusted closely
 LARGE_ERROR = 0.02  # cosine; a projection this coarse hides effects of the size that fine-tuning sets show
 
-Scale = Literal["cosine", "paired", "contrast", "difference", "length"]
+Scale = Literal["cosine", "paired", "means", "contrast", "difference", "length"]
 ENDS = ("low", "high", "p")
+LABELS = "conflict/label_distance"  # the key of the distance of the mean gradients beside permuted labels
 PROJECTION_SE = "projection_se"  # under `KEY/projection_se`: the standard error of KEY by its projection
 RANDOM_SD = "random_sd"  # under `KEY/random_sd`: its standard deviation over random directions in place of safety's
 _STEMS = {"loss_gap/mean": "loss_gap", "conflict/paired_cosine": "conflict", "framing/consistency": "framing"}
@@ -53,7 +54,8 @@ class Evidence:
     `error` is how far the projection may have moved the number, 0 where it is exact: 1.96 of its own standard errors
     where they are known, else projection/error. `strangers` is the mean cosine of non-partners of one cluster, for
     paired cosines, and `strangers_error` the same of it. `forced` says that centring pushes the number below 0. A
-    "contrast" is the cosine of a difference between the sides. A "length" is never negative and has a p but no
+    "contrast" is the cosine of a difference between the sides. "means" is that of the two mean gradients, its p that of
+    permuted labels. A "length" is never negative and has a p but no
     interval. `direction_low` is the lower end of alignment/safety_split_half, of numbers that are relative to the
     safety set; `random_sd` the spread of the number itself over random directions.
     """
@@ -139,6 +141,14 @@ RULES = (
         "the null is not crossed",
     ),
     Rule(
+        "no difference found",
+        f"the cosine of the mean gradients is below 0, but the p of permuted labels ({LABELS}/p) is {ALPHA} or more, "
+        "or undefined",
+        "sides named by chance are as far apart: nothing is shown that could be opposed",
+        lambda e: e.scale == "means" and e.high < 0 and not e.p < ALPHA,
+        "the null of permuted labels is not crossed",
+    ),
+    Rule(
         "conflict",
         f"a paired cosine's interval is below 0, partners permuted within clusters give p < {ALPHA}, "
         "and non-partners of a cluster are less opposed",
@@ -159,19 +169,19 @@ RULES = (
     ),
     Rule(
         "opposed",
-        "a cosine's interval is below 0",
+        f"a cosine's interval is below 0; of the mean gradients, permuted labels give p < {ALPHA} too",
         "the directions are opposite; with safety: to first order, a step on this data raises the loss on safe answers",
-        lambda e: e.scale == "cosine" and e.high < 0,
+        lambda e: e.scale in {"cosine", "means"} and e.high < 0,
     ),
     Rule(
         "aligned",
         "a cosine's interval is above 0",
         "the directions agree; with safety: to first order, a step on this data lowers the loss on safe answers",
-        lambda e: e.scale in {"cosine", "paired"} and e.low > 0,
+        lambda e: e.scale in {"cosine", "paired", "means"} and e.low > 0,
     ),
     Rule(
         "difference",
-        "the interval of the framing gradient's cosine with safety excludes 0",
+        "the interval of the framing gradient's cosine with safety, corrected for noise, excludes 0",
         "the sides differ along the safety direction: below 0, left lowers the loss on safe answers "
         "less than right, or "
         "raises it more; neither side need be opposed to safety",

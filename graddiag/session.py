@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from graddiag.blocks import Kind, Selected, Use
 from graddiag.capture import Call, Recorder
+from graddiag.condense import Condenser
 from graddiag.formation import CannotReplay, Layout, form, share_of
 from graddiag.gradients import Dense, Gradients, Lookup, Outer
 from graddiag.head import Batch, SplitModel, loss_and_backward
@@ -28,9 +29,19 @@ def can_be_formed(b: Selected) -> bool:
 
 
 class Session:
-    """Puts the gradients of each block together and hands them to `consume`: at once where it can, else in `finish`."""
+    """Puts the gradients of each block together and hands them to `consume`: at once where it can, else in `finish`.
 
-    def __init__(self, blocks: Sequence[Selected], batch: Batch, split: SplitModel | None, consume: Consume) -> None:
+    A condenser, if given, lets inputs go of which only norms and projections are wanted.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Selected],
+        batch: Batch,
+        split: SplitModel | None,
+        consume: Consume,
+        condenser: Condenser | None = None,
+    ) -> None:
         self._blocks, self._batch, self._consume = blocks, batch, consume
         self._head = split.head if split else None
         self._logit_grads: Outer | None = None
@@ -39,7 +50,8 @@ class Session:
             for use in b.uses:
                 self._of_module.setdefault(use.module, []).append((b, use))
         self._consumed: set[str] = set()
-        self.recorder = Recorder(blocks, self._arrived, without=self._head)
+        saw = condenser.saw if condenser else None
+        self.recorder = Recorder(blocks, self._arrived, without=self._head, saw=saw)
 
     @property
     def needs_head(self) -> bool:

@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 from graddiag.permutations import sign_flips
 
 LEVEL = 0.95  # of every interval
+_UPPER = 0.5 + LEVEL / 2
 NORMAL = 1.96  # standard errors on each side of a number that such an interval has
 COSINE = (-1.0, 1.0)  # the range of a cosine
 ROUNDING = 1e-12  # a squared norm below this share of what it was summed from is rounding: its direction means nothing
@@ -76,12 +77,42 @@ def jackknife(
     interval of no width would read as certainty.
     """
     n = len(replicates)
+    if n < 2:
+        return _with_interval(value, math.nan, bounds)
+    return _with_interval(value, float(stdtrit(n - 1, _UPPER)) * math.sqrt(_variance(value, replicates)), bounds)
+
+
+def jackknife_of_two(
+    value: float,
+    first: Float[np.ndarray, " c"],
+    second: Float[np.ndarray, " k"],
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
+    """The interval of a statistic of two independent samples, each of which is left a cluster out in turn.
+
+    The variances of `jackknife` add; t has the degrees of freedom of Welch and Satterthwaite, no fewer than the smaller
+    sample's. NaN where a sample has one cluster, and where `jackknife` is.
+    """
+    freedom = np.array([len(first) - 1, len(second) - 1], dtype=np.float64)
+    if freedom.min() < 1:
+        return _with_interval(value, math.nan, bounds)
+    variances = np.array([_variance(value, first), _variance(value, second)])
+    total = float(variances.sum())
+    shares = variances / total if total > 0 else np.array([0.5, 0.5])  # of no variance at all: any t will do
+    df = 1 / float((shares**2 / freedom).sum())
+    return _with_interval(value, float(stdtrit(df, _UPPER)) * math.sqrt(total), bounds)
+
+
+def _variance(value: float, replicates: Float[np.ndarray, " c"]) -> float:
+    n = len(replicates)
+    return (n - 1) / n * float(((replicates - value) ** 2).sum())
+
+
+def _with_interval(value: float, half: float, bounds: tuple[float, float]) -> Estimate:
     low = high = math.nan
-    if n > 1:
-        error = math.sqrt((n - 1) / n * float(((replicates - value) ** 2).sum()))
-        half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
-        if value + half > bounds[0] and value - half < bounds[1]:
-            low, high = float(np.clip(value - half, *bounds)), float(np.clip(value + half, *bounds))
+    if value + half > bounds[0] and value - half < bounds[1]:
+        low, high = float(np.clip(value - half, *bounds)), float(np.clip(value + half, *bounds))
     return Estimate(float(np.clip(value, *bounds)), low, high)
 
 

@@ -179,6 +179,7 @@ _UNITS = {
     "effect_size": "standard deviations",
     "negative_fraction": "share, 0..1",
     "consistency": "ratio",
+    "label_distance": "ratio",
     "forced": "inner product",
     "change": "nats/token per unit of learning rate",
     "adam_change": "nats/token per unit of learning rate",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from graddiag.rules import (
     ENDS,
+    LABELS,
     LIMITS,
     PROJECTION_SE,
     RANDOM_SD,
@@ -82,11 +83,15 @@ class _Reader:
 
     def means(self) -> str:
         key = "conflict/mean_gradient_cosine"
-        evidence = self.evidence("cosine", f"{key}_corrected")
-        numbers = (
-            f"{number(self.number(key))}, corrected for noise {_interval(evidence)}{self.projected(f'{key}_corrected')}"
-        )
-        return _line("Cosine of the mean gradients", evidence, numbers)
+        labels = f"as far apart under permuted labels, {_p(self.evidence('means', f'{key}_corrected'))}"
+        return self._corrected("Cosine of the mean gradients", "means", key, labels)
+
+    def _corrected(self, subject: str, scale: Scale, key: str, *remarks: str) -> str:
+        """A cosine of means as it is and corrected for noise, of which the second carries the word."""
+        corrected = f"{key}_corrected"
+        evidence = self.evidence(scale, corrected)
+        numbers = f"{number(self.number(key))}, corrected for noise {_interval(evidence)}{self.projected(corrected)}"
+        return _line(subject, evidence, "; ".join([numbers, *remarks]))
 
     def framing(self) -> str:
         evidence = self.evidence("length", "framing/consistency")
@@ -96,9 +101,7 @@ class _Reader:
         return _line("Mean framing gradient (left minus right)", evidence, numbers)
 
     def framing_and_safety(self) -> str:
-        evidence = self.evidence("contrast", "framing/safety_cosine")
-        numbers = f"{_interval(evidence)}{self.projected('framing/safety_cosine')}, given this safety set"
-        return _line("Framing gradient with safety", evidence, numbers)
+        return self._corrected("Framing gradient with safety", "contrast", "framing/safety_cosine")
 
     def side(self, side: str) -> str:
         evidence = self.evidence("cosine", f"alignment/{side}")
@@ -178,6 +181,7 @@ class _Reader:
     def evidence(self, scale: Scale, key: str) -> Evidence:
         """The number under `key` with its interval and p, and what the setting says about it."""
         low, high, p = (self.number(f"{stem_of(key)}/{end}") for end in ENDS)
+        p = self.number(f"{LABELS}/p") if scale == "means" else p
         return Evidence(
             scale,
             self.number(key),
@@ -217,7 +221,7 @@ class _Reader:
 
 
 def _toward_safety(key: str) -> bool:
-    return key.partition("/")[0] in {"alignment", "alignment_adam"} or key == "framing/safety_cosine"
+    return key.partition("/")[0] in {"alignment", "alignment_adam"} or key.startswith("framing/safety_cosine")
 
 
 def _line(subject: str, evidence: Evidence, numbers: str, *remarks: str) -> str:

@@ -93,6 +93,38 @@ def sign_flip_p(sums: Sequence[np.ndarray]) -> float:
     return float(np.mean([x >= real - 1e-12 for x in lengths]))
 
 
+def label_distances(left: Rows, right: Rows, clusters: tuple[Labels, Labels]) -> list[float]:
+    """The squared distance of the two means, as the labels are (first) and under every other way to name sides: a
+    cluster with rows of both sides changes them or does not, those of one side share out their labels."""
+    rows = [
+        *zip(left, clusters[0], "L" * len(left), strict=True),
+        *zip(right, clusters[1], "R" * len(right), strict=True),
+    ]
+    names = list(dict.fromkeys(c for _, c, _ in rows))
+    sides = {name: {side for _, c, side in rows if c == name} for name in names}
+    both, alone = ([n for n in names if len(sides[n]) == k] for k in (2, 1))
+    n_left = sum(sides[n] == {"L"} for n in alone)
+
+    def distance(turned: set[str]) -> float:
+        of = {"L": [], "R": []}
+        for row, c, side in rows:
+            of[{"L": "R", "R": "L"}[side] if c in turned else side].append(row)
+        difference = np.mean(of["L"], axis=0) - np.mean(of["R"], axis=0)
+        return float(difference @ difference)
+
+    out = [distance(set())]
+    for coins in itertools.product((False, True), repeat=len(both)):
+        for lefts in itertools.combinations(alone, n_left):
+            changed = {n for n in alone if (n in lefts) != (sides[n] == {"L"})}
+            out.append(distance(changed | set(itertools.compress(both, coins))))
+    return out
+
+
+def label_p(distances: Sequence[float]) -> float:
+    """The share of relabellings with means at least as far apart as the real ones, which come first."""
+    return float(np.mean([d >= distances[0] - 1e-12 for d in distances[1:]]))
+
+
 def partner_p(cosines: np.ndarray, clusters: Labels) -> float:
     """The share of all pairings inside clusters whose mean is at least as far from the mean of all as the real one."""
     groups = [[i for i, c in enumerate(clusters) if c == name] for name in dict.fromkeys(clusters)]

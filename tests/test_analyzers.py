@@ -92,8 +92,9 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
         ),
         *(f"conflict/{k}" for k in ("within_left", "within_right", "across", "mean_gradient_cosine")),
         *(f"conflict/mean_gradient_cosine_corrected{k}" for k in ("", "/low", "/high")),
+        *("conflict/label_distance", "conflict/label_distance/p"),
         *("framing/consistency", "framing/consistency_null", "framing/p"),
-        *(f"framing/safety_cosine{k}" for k in ("", "/low", "/high")),
+        *(f"framing/safety_cosine{form}{k}" for form in ("", "_corrected") for k in ("", "/low", "/high")),
         *(
             f"alignment/{n}{k}"
             for n in ("left", "right", "difference", "control:benign")
@@ -114,9 +115,9 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
 
 def test_blocks_have_the_keys_of_the_whole_a_false_discovery_rate_and_a_familywise_p() -> None:
     found = _results(four_tables())
-    for result in found[1:4]:
+    for result, tests in zip(found[1:4], (2, 1, 1), strict=True):
         extra = {k for k in result.block_summary()[BLOCKS[0]] if k.endswith(("/q", "/p_fwe"))}
-        assert len(extra) == 2
+        assert len(extra) == 2 * tests
         whole = {k for k in result.summary() if not k.endswith(WHOLE)}
         assert tuple(result.block_summary()) == BLOCKS
         assert all(v.keys() == whole | extra for v in result.block_summary().values())
@@ -126,12 +127,13 @@ def test_blocks_have_the_keys_of_the_whole_a_false_discovery_rate_and_a_familywi
 
 def test_one_block_is_the_whole() -> None:
     exact = {"conflict/paired_cosine/projection_se", *(k + "/projection_se" for k in PROJECTED if "alignment" in k)}
+    no_framing = {f"framing/safety_cosine_corrected/{end}" for end in ("low", "high")}  # both sides share a direction
     for result in _results(four_tables(replace(RECIPE, blocks=BLOCKS[:1])))[1:]:
         block = result.block_summary()[BLOCKS[0]]
         whole = {
             k: v for k, v in result.summary().items() if "error_" not in k and k not in exact and not k.endswith(WHOLE)
         }
-        assert None not in whole.values()
+        assert {k for k, v in whole.items() if v is None} <= no_framing
         assert {k: block[k] for k in whole} == whole
 
 
@@ -163,9 +165,10 @@ def test_cosines_do_not_see_the_length_of_gradients(center: bool) -> None:
 def test_exchanging_the_sides_exchanges_the_signs() -> None:
     tables = four_tables()
     expected, before = _numbers(tables), _numbers(tables)
-    for key in ("loss_gap/mean", "loss_gap/effect_size", "framing/safety_cosine", "alignment/difference"):
+    toward = ("framing/safety_cosine", "framing/safety_cosine_corrected", "alignment/difference")
+    for key in ("loss_gap/mean", "loss_gap/effect_size", *toward):
         expected[key] = -before[key]
-    for key in ("loss_gap", "framing/safety_cosine", "alignment/difference"):
+    for key in ("loss_gap", *toward):
         expected[f"{key}/low"], expected[f"{key}/high"] = -before[f"{key}/high"], -before[f"{key}/low"]
     keys = ("loss/{}", "alignment/{}", "alignment/{}/low", "alignment/{}/high", "conflict/within_{}")
     for key in (*keys, "conflict/within_{}/projection_se", "alignment/{}/random_sd"):
@@ -278,6 +281,7 @@ def test_one_cluster_has_values_but_neither_intervals_nor_flips() -> None:
     got = _summary(tables)
     assert {v for k, v in got.items() if k.endswith(("/low", "/high"))} == {None}
     assert got["loss_gap/p"] is got["framing/p"] is got["alignment/difference/p"] is None
+    assert got["conflict/label_distance/p"] is None
     assert got["conflict/mean_gradient_cosine_corrected"] is None
     values = ("conflict/p", "loss_gap/mean", "conflict/paired_cosine", "framing/safety_cosine", "alignment/left")
     assert all(isinstance(got[k], float) for k in values)
@@ -290,8 +294,9 @@ def test_gradients_that_are_all_zero_have_no_direction(exact: bool, center: bool
     zero = {k: _scaled(t, 0.0) for k, t in tables.items()}
     got = _summary(zero, exact=exact, center=center)
     cosines = [k for k in got if k.startswith(("conflict/", "alignment/", "framing/")) and not k.endswith("forced")]
-    assert {got[k] for k in cosines if k not in {"framing/p", "framing/blocks_surviving"}} == {None}
-    assert got["framing/p"] == 1
+    moved = {"framing/p", "framing/blocks_surviving", "conflict/label_distance/p"}  # by nothing, whatever the signs
+    assert {got[k] for k in cosines if k not in moved} == {None}
+    assert got["framing/p"] == got["conflict/label_distance/p"] == 1
     assert got["framing/blocks_surviving"] == 0
     assert got["loss_gap/mean"] is not None
 
@@ -302,6 +307,7 @@ def test_equal_sides_have_no_gap_and_no_framing_gradient() -> None:
     got = _summary({**tables, "right": same})
     assert got["loss_gap/mean"] == got["loss_gap/low"] == got["loss_gap/high"] == got["alignment/difference"] == 0
     assert got["loss_gap/p"] == got["framing/p"] == got["alignment/difference/p"] == 1
+    assert got["conflict/label_distance/p"] == 1
     assert got["loss_gap/effect_size"] is got["loss_gap/wilcoxon_p"] is None
     assert got["framing/consistency"] is got["framing/safety_cosine"] is None
     assert got["conflict/paired_cosine"] == pytest.approx(1)

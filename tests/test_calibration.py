@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from calibration import FIGURE, read_cells, table
-from calibration_arrays import STATISTICS, Design, Where, cells, planted_shift, tally
+from calibration import FIGURE, merged, read_cells, table
+from calibration_arrays import STATISTICS, cells, planted_shift
+from calibration_cells import Design, Where, tally
 
 ROOT = Path(__file__).parents[1]
 NULLS = 200  # a rate of 5 % is then known within 5 %, at 3.3 standard errors
@@ -41,6 +43,19 @@ def test_a_rate_that_is_off_is_called_so_on_the_side_where_it_is() -> None:
     assert outcome(1) == ("safe", False)
     assert outcome(1, n=6) == ("safe", True)
     assert outcome(100, n=6) == ("bad", False)
+
+
+def test_what_is_drawn_anew_takes_the_place_of_what_was_saved_and_nothing_else_moves() -> None:
+    saved = read_cells(ROOT / FIGURE.with_suffix(".json"))
+    assert merged(saved, []) == saved
+    name = "framing"
+    old = [c for c in saved if c.statistic == name and c.source == "drawn"]
+    new = [replace(c, hits=c.hits + 1) for c in old]
+    found = merged(saved, new)
+    assert [c for c in found if c not in new] == [c for c in saved if c not in old]
+    assert len(found) == len(saved)
+    without = [c for c in saved if c not in old]
+    assert merged(without, old) == saved, "a statistic that was not there yet is put where it belongs"
 
 
 def test_the_readme_shows_the_rates_that_were_measured() -> None:

@@ -25,6 +25,12 @@ def test_strips_times_strips_is_the_sum_over_both_whole_matrices(t):
     x, y = rows(t, 7), rows(t, 5, seed=1)
     wanted = ((x @ x.T) * (y @ y.T)).sum()
     assert abs(Gram.of(x).times(Gram.of(y)) - wanted) < ROUNDING * wanted
+    assert abs(Gram.of(x).trimmed().times(Gram.of(y).trimmed()) - wanted) < ROUNDING * wanted
+
+
+def test_five_eighths_of_a_symmetric_matrix_are_kept():
+    kept = Gram.of(rows(256, 3)).trimmed().strips
+    assert sum(s.untyped_storage().nbytes() for s in kept) == 8 * 5 / 8 * 256**2
 
 
 def test_less_than_the_whole_of_a_symmetric_matrix_is_computed():

@@ -7,25 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference_statistics as slow
-from tables import BLOCKS, RECIPE, changed, draw, random_pair, random_table, table_of, taken
+from tables import RECIPE, draw, random_pair, random_table, table_of, taken
 
-from graddiag.analyzers import cosine_matrix, gram
+from graddiag.analyzers import cosine_matrix
 from graddiag.errors import DataError, UsageError
-
-
-def test_the_gram_matrix_holds_the_finite_rows_of_all_tables_in_order() -> None:
-    left, right = random_pair(RECIPE)
-    left = changed(left, lambda s: replace(s, finite=np.arange(12) != 3))
-    total = sum(gram((left.signals, right.signals), b) for b in BLOCKS)
-    rows = np.concatenate([np.delete(left.projected(), 3, axis=0), right.projected()])
-    assert total == pytest.approx(np.array([[a @ b for b in rows] for a in rows]))
-
-
-def test_long_rows_of_single_precision_are_multiplied_in_double() -> None:
-    full = {"a": np.random.default_rng(1).normal(size=(3, 20_000)).astype(np.float32)}
-    table = table_of(full, projection="exact").signals
-    wide = full["a"].astype(np.float64)
-    assert gram((table,), "a") == pytest.approx(wide @ wide.T, rel=1e-12)
 
 
 def test_the_matrix_is_ordered_by_side_cluster_and_id() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -84,7 +86,29 @@ def test_means_that_do_not_fit_are_not_made(prepared, monkeypatch):
     monkeypatch.setattr(Extractor, "measure", lambda *_, **__: pytest.fail("measured"))
     found = _choose(prepared, free=1000)
     assert (found.kind, found.dim) == ("logra", 256)
-    assert "more than 25% of the 1,000 that are free" in found.note
+    assert "more than 25% of the 1,000 bytes that are free" in found.note
+
+
+def test_where_not_all_means_fit_the_pilot_tries_some_blocks_and_says_how_many(prepared):
+    blocks = prepared.extractor.blocks
+    sizes = [4 * 3 * math.prod(b.block.shape) for b in blocks]
+    found = _choose(prepared, FINE, free=4 * max(sizes))
+    n = int(re.search(r"on (\d+) of 8 blocks", found.note)[1])
+    assert 1 <= n < len(blocks)
+    squares = [_choose_alone(prepared, b.block.name).error ** 2 for b in blocks]
+    means = [sum(some) / n for some in itertools.combinations(squares, n)]
+    assert found.error**2 == pytest.approx(min(means, key=lambda m: abs(m - found.error**2)))
+    assert "The pilot tried" not in _choose(prepared, FINE, free=4 * sum(sizes)).note
+
+
+def _choose_alone(prepared, block):
+    return choose(
+        prepared.extractor.only([block]),
+        prepared.encoded,
+        batch_tokens=500,
+        candidates=(FINE,),
+        free_memory=FREE_MEMORY,
+    )
 
 
 def test_the_pilot_is_small_and_of_pairs(prepared):

@@ -13,15 +13,15 @@ from tables import BLOCKS, RECIPE, Table, changed, compared, four_tables, table_
 
 from graddiag.analyzers import alignment, conflict, framing
 from graddiag.analyzers._alignment import projected_cosines
-from graddiag.analyzers._alignment_error import _Norms
+from graddiag.analyzers._alignment_error import _Near, _Norms
 from graddiag.analyzers._conflict import KEYS, _Frame
 from graddiag.analyzers._conflict_error import ConflictInfluences
 from graddiag.analyzers._cosines import rows64
-from graddiag.analyzers._framing import _block_sums
-from graddiag.analyzers._gram import gram
-from graddiag.analyzers._projection_error import Influence, Spread, cosine_influence, ratio_influence, spread
+from graddiag.analyzers._framing_sums import block_sums
+from graddiag.analyzers._projection_error import Influence, Spread, cosine_influence, spread
 from graddiag.analyzers._rows import centre
 from graddiag.gradients import Dense
+from graddiag.grams import gram
 from graddiag.projection import LoGra
 from graddiag.row_layout import RowLayout, row_layout
 from graddiag.signals import Block, Signals
@@ -94,21 +94,15 @@ def test_what_a_place_does_to_framing_is_what_changes_with_its_weight(place: int
 
     def numbers(tables: dict[str, Table]) -> dict[str, float]:
         found = framing(compared(tables["left"], tables["right"]), tables["safety"].signals).overall
-        return {"consistency": found.consistency, "safety_cosine": found.safety_cosine.value}
+        cosines = {"safety_cosine": found.safety_cosine, "safety_cosine_corrected": found.safety_cosine_corrected}
+        return {"consistency": found.consistency} | {name: e.value for name, e in cosines.items()}
 
     tables = _tables()
-    parts = {b: _block_sums(compared(tables["left"], tables["right"]), tables["safety"].signals, b)[1:] for b in BLOCKS}
+    parts = {b: block_sums(compared(tables["left"], tables["right"]), tables["safety"].signals, b)[1:] for b in BLOCKS}
     total, at = parts[BLOCKS[0]][0] + parts[BLOCKS[1]][0] + parts[BLOCKS[2]][0], parts[block][1]
-    d2 = at.d**2
-    length = total.gram.sum()
-    found = {
-        "consistency": ratio_influence(d2, at.squares, np.array([length, total.squares])).moves[place],
-        "safety_cosine": cosine_influence(
-            np.stack([at.d * at.toward, d2, at.toward**2]),
-            np.array([total.with_safety.sum(), length, total.safety_square]),
-        ).moves[place],
-    }
+    found = {name: float(i.moves[place]) for name, i in at.influences(total).items()}
     assert found == pytest.approx(_slope(numbers, block, place), abs=1e-7)
+    assert np.min(np.abs(list(found.values()))) > 1e-4, "a place that does nothing would prove nothing"
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -122,9 +116,10 @@ def test_what_a_place_does_to_alignment_is_what_changes_with_its_weight(place: i
     tables = _tables()
     sides = {k: tables[k].signals for k in ("left", "right")}
     safety = tables["safety"].signals
-    norms = _Norms(compared(tables["left"], tables["right"]), safety, sides, BLOCKS)
+    near = _Near.of(compared(tables["left"], tables["right"]), safety, sides, block)
+    norms = _Norms.of(safety, sides, BLOCKS)
     cosines = {name: c.whole for name, c in projected_cosines(sides, safety).items()}
-    found = {name: float(i.moves[place]) for name, i in norms.influences(block, cosines).items()}
+    found = {name: float(i.moves[place]) for name, i in norms.influences(near, cosines).items()}
     assert found == pytest.approx(_slope(numbers, block, place), abs=1e-7)
 
 

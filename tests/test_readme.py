@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from loops import SAFETY, padded
 
+import graddiag
 from graddiag.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,12 +27,32 @@ def test_the_table_of_words_is_that_of_the_code(readme):
     assert rows[2:] == [(r.word, r.when, r.means) for r in RULES]
 
 
+def code(readme, section):
+    (example,) = re.findall(r"```python\n(.+?)```", readme.split(f"### {section}\n")[1].split("\n#")[0], re.S)
+    return compile(example, "README.md", "exec")
+
+
 def test_the_python_example_runs(readme, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.+?)```", readme, re.S)
     names: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(code(readme, "In Python"), names)
     assert -1 <= names["result"].summary()["conflict/paired_cosine"] <= 1
+
+
+def test_the_training_loop_runs(readme):
+    model, tokenizer = graddiag.load_model("tiny")
+    model.train()
+    names = {
+        "graddiag": graddiag,
+        "model": model,
+        "tokenizer": tokenizer,
+        "safe_answers": SAFETY,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-4),
+        "batches": [padded(tokenizer)] * 11,
+    }
+    exec(code(readme, "While it trains"), names)
+    assert [p.step for p in names["monitor"].probes] == [0, 10]
+    assert names["monitor"].probes[-1].predicted_change is not None
 
 
 def test_files_and_figures_that_it_links_to_are_there(readme):

@@ -131,7 +131,7 @@ def test_a_report_says_how_many_repeat_and_shows_both_results(tmp_path: Path) ->
     for key, subject in (
         ("loss_gap/mean", "Loss of left"),
         ("conflict/paired_cosine", "Cosine of a pair"),
-        ("framing/safety_cosine", "Framing gradient"),
+        ("framing/safety_cosine_corrected", "Framing gradient"),
         ("alignment/difference", "Left minus right"),
     ):
         line = next(text for text in beside if text.startswith(subject))

@@ -34,15 +34,19 @@ def test_rows_of_a_cluster_that_agree_among_themselves_do_not_make_the_direction
     assert alone.low > 0.5
 
 
+@pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("size", [1, 4])
-def test_its_interval_covers_the_cosine_that_is_to_be_expected(size: int) -> None:
+def test_its_interval_covers_the_cosine_that_is_to_be_expected(size: int, heavy: bool) -> None:
     rng, repeats, clusters = np.random.default_rng(2), 600, np.arange(40) // size
     n = clusters[-1] + 1
     own, shared = (0.7, 0.3) if size > 1 else (1.0, 0.0)
     truth = 1 / (1 + 16 * (shared / n + own / 40))  # a mean of length 1; noise of length 4, own or a cluster's
     hits = 0
     for _ in range(repeats):
-        rows = math.sqrt(own) * rng.normal(size=(40, 16)) + math.sqrt(shared) * rng.normal(size=(n, 16))[clusters]
+        each, common = (
+            rng.standard_t(3, (k, 16)) / math.sqrt(3) if heavy else rng.normal(size=(k, 16)) for k in (40, n)
+        )
+        rows = math.sqrt(own) * each + math.sqrt(shared) * common[clusters]
         rows[:, 0] += 1
         e = split_half(rows @ rows.T, clusters)
         hits += e.low <= truth <= e.high
@@ -54,6 +58,14 @@ def test_zero_rows_and_a_single_cluster_say_nothing_of_the_direction() -> None:
         got = split_half(products, clusters)
         assert math.isnan(got.value)
         assert math.isnan(got.low)
+
+
+def test_equal_rows_agree_wholly_without_an_interval_and_opposite_ones_have_no_agreement() -> None:
+    equal = split_half(np.ones((6, 6)), np.arange(6))
+    assert equal.value == 1
+    assert math.isnan(equal.low)
+    opposite = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    assert math.isnan(split_half(opposite @ opposite.T, np.arange(2)).value)
 
 
 def test_random_directions_spread_as_much_as_is_said() -> None:

@@ -8,9 +8,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference_statistics as slow
-from tables import RECIPE, Recipe, Table, added_by, changed, compared, four_tables, preconditioned, table_of, with_adam
+from tables import (
+    BLOCKS,
+    RECIPE,
+    Recipe,
+    Table,
+    added_by,
+    changed,
+    compared,
+    four_tables,
+    preconditioned,
+    table_of,
+    with_adam,
+)
 
 from graddiag.analyzers import Training, training
+from graddiag.analyzers._agreement import place_influences
+from graddiag.analyzers._cosines import rows64
+from graddiag.analyzers._training import change_influence
+from graddiag.grams import gram
+from graddiag.signals import Signals
 
 
 def of(tables: dict[str, Table], *, safety: bool = True) -> Training:
@@ -88,6 +105,49 @@ def test_agreement_and_its_intervals_are_those_of_loops_with_a_cluster_left_out_
         low, high = slow.jackknife(statistic, set(names))
         bounds = (0.0, math.inf) if k == 0 else (-1.0, 1.0)
         assert (e.value, e.low, e.high) == pytest.approx((statistic(set(names)), *np.clip((low, high), *bounds)))
+
+
+ERRORS = ("change", "noise_scale", "stiffness")  # numbers with a standard error by the projection
+
+
+@pytest.mark.parametrize("place", [0, 7])
+def test_what_a_place_does_to_training_is_what_changes_with_its_weight(place: int) -> None:
+    block, step = BLOCKS[1], 1e-5
+    tables = four_tables(replace(RECIPE, n=13, shared=0.9), exact=False)
+    zero = {b: np.where(np.arange(13)[:, None] == 5, 0.0, g) for b, g in tables["left"].full.items()}
+    tables["left"] = table_of(zero, clusters=tables["left"].signals.clusters, finite=[i != 2 for i in range(13)])
+
+    def weighted(weight: float) -> dict[str, float]:
+        def change(signals: Signals) -> Signals:
+            rows = signals.gradients[block].copy()
+            rows[:, place] *= math.sqrt(weight)
+            return replace(signals, gradients={**signals.gradients, block: rows})
+
+        found = of({role: changed(t, change) for role, t in tables.items()}).summary()
+        return {name: float(found[f"training/left/{name}"] or math.nan) for name in ERRORS}
+
+    up, down = weighted(1 + step), weighted(1 - step)
+    slopes = {name: (up[name] - down[name]) / (2 * step) for name in ERRORS}
+    left, safety = tables["left"].signals, tables["safety"].signals
+    codes = np.unique([c for c, k in zip(left.clusters, left.finite, strict=True) if k], return_inverse=True)[1]
+    products = np.asarray(sum(gram([left], b) for b in BLOCKS))
+    found = {name: i.moves[place] for name, i in place_influences(rows64(left, block), products, codes).items()}
+    found["change"] = change_influence(left, safety, block).moves[place]
+    assert found == pytest.approx(slopes, abs=1e-7)
+    assert np.min(np.abs(list(found.values()))) > 1e-5, "a place that does nothing would prove nothing"
+
+
+def test_projected_means_have_a_standard_error_exact_ones_none_and_unprojected_ones_zero() -> None:
+    def errors(tables: dict[str, Table]) -> dict[str, float | None]:
+        summary = of(tables).summary()
+        assert not [k for k in summary if k.endswith("projection_se") and k.split("/")[-2] not in ERRORS]
+        return {name: summary[f"training/right/{name}/projection_se"] for name in ERRORS}
+
+    recipe = replace(RECIPE, shared=0.9)
+    projected = errors(four_tables(recipe, exact=False))
+    assert all(e is not None and e > 0 for e in projected.values())
+    assert errors(four_tables(recipe)) == projected | {"change": None}, "exact products with safety have none"
+    assert set(errors(four_tables(replace(recipe, projection="exact"))).values()) == {0.0}
 
 
 def test_the_noise_scale_of_rows_with_a_known_signal_is_found() -> None:

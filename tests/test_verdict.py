@@ -36,7 +36,7 @@ def _summary(**changes: float | None) -> dict[str, float | None]:
         "alignment/difference/p": 0.6,
     }  # fmt: skip
     out |= _cosine("conflict/mean_gradient_cosine_corrected", 0.95)
-    out |= _cosine("framing/safety_cosine", 0.0)
+    out |= _cosine("framing/safety_cosine", 0.0) | _cosine("framing/safety_cosine_corrected", 0.0)
     out |= _cosine("alignment/left", 0.2) | _cosine("alignment/right", 0.2) | _cosine("alignment/control:benign", 0.2)
     out |= _cosine("alignment/difference", 0.0)
     return out | {k.replace("__", "/"): v for k, v in changes.items()}
@@ -75,6 +75,23 @@ def test_conflict_needs_the_interval_and_the_null_and_partners_more_opposed_than
     assert "no difference found" in wide
 
 
+def test_mean_gradients_are_opposed_only_if_permuted_labels_are_not_as_far_apart() -> None:
+    below = (
+        _summary() | _cosine("conflict/mean_gradient_cosine_corrected", -0.3) | {"conflict/mean_gradient_cosine": -0.2}
+    )
+    for p in (0.3, 0.05, None):
+        line = _line(verdict(below | {"conflict/label_distance/p": p}, SETTING), "Cosine of the mean gradients")
+        assert "no difference found" in line
+        assert "the null of permuted labels is not crossed" in line
+        assert "opposed" not in line
+    line = _line(verdict(below | {"conflict/label_distance/p": 0.003}, SETTING), "Cosine of the mean gradients")
+    assert "opposed (-0.200, corrected for noise -0.300" in line
+    assert "as far apart under permuted labels, p = 0.003" in line
+    for p in (0.3, 0.003):
+        line = _line(verdict(_summary(conflict__label_distance__p=p), SETTING), "Cosine of the mean gradients")
+        assert "aligned" in line, "means that differ may well agree"
+
+
 def test_partners_hardly_more_opposed_than_strangers_are_no_conflict_if_the_projection_could_have_made_it() -> None:
     near = _summary() | OPPOSED | {"conflict/same_cluster": -0.295, "projection/error": 0.01}
     projected = replace(SETTING, kinds={"conflict/paired_cosine": "projected"})
@@ -92,21 +109,32 @@ def test_a_loss_gap_is_a_difference_only_with_interval_and_p() -> None:
 
 
 def test_a_projected_cosine_within_the_projection_error_claims_nothing() -> None:
-    near = _summary(projection__error=0.05) | _cosine("framing/safety_cosine", -0.04, 0.01)
-    projected = replace(SETTING, kinds={"framing/safety_cosine": "projected"})
+    near = _summary(projection__error=0.05) | _cosine("framing/safety_cosine_corrected", -0.04, 0.01)
+    projected = replace(SETTING, kinds={"framing/safety_cosine_corrected": "projected"})
     assert "within the projection's error" in _line(verdict(near, projected), "Framing gradient with safety")
-    exact = replace(SETTING, kinds={"framing/safety_cosine": "exact"})
+    exact = replace(SETTING, kinds={"framing/safety_cosine_corrected": "exact"})
     line = _line(verdict(near, exact), "Framing gradient with safety")
     assert "difference" in line
     assert "opposed" not in line, "a difference below 0 does not make either side opposed"
 
 
+def test_the_raw_cosine_of_framing_with_safety_carries_no_claim() -> None:
+    raw = _cosine("framing/safety_cosine", -0.3, 0.05)
+    assert "no difference found (-0.300" in _line(verdict(_summary() | raw, SETTING), "Framing gradient with safety")
+    unmeasured = raw | dict.fromkeys(_cosine("framing/safety_cosine_corrected", 0.0), None)
+    line = _line(verdict(_summary() | unmeasured, SETTING), "Framing gradient with safety")
+    assert line == "Framing gradient with safety: not measurable."
+    unknown = _summary() | _cosine("framing/safety_cosine_corrected", -0.3) | {"alignment/safety_split_half/low": -0.1}
+    assert "the safety direction is not known" in _line(verdict(unknown, SETTING), "Framing gradient with safety")
+
+
 def test_a_projected_number_is_judged_by_its_own_standard_error_and_shows_it() -> None:
-    key = "framing/safety_cosine"
+    key = "framing/safety_cosine_corrected"
     projected = replace(SETTING, kinds={key: "projected"})
     near = _summary(projection__error=0.2) | _cosine(key, -0.04, 0.01)
     sure = _line(verdict(near | {f"{key}/projection_se": 0.01}, projected), "Framing gradient with safety")
-    assert "difference (-0.040 [-0.050, -0.030] (projection: +-0.020)" in sure, "1.96 x 0.01 does not reach 0"
+    shown = "difference (+0.000, corrected for noise -0.040 [-0.050, -0.030] (projection: +-0.020)"
+    assert shown in sure, "1.96 x 0.01 does not reach 0"
     unsure = _line(verdict(near | {f"{key}/projection_se": 0.02}, projected), "Framing gradient with safety")
     assert "within the projection's error" in unsure
     unknown = _line(verdict(near | {f"{key}/projection_se": None}, projected), "Framing gradient with safety")
@@ -224,7 +252,7 @@ def test_names_are_shown_with_control_characters_visible() -> None:
 
 
 @given(
-    scale=st.sampled_from(["cosine", "paired", "difference", "length"]),
+    scale=st.sampled_from(["cosine", "paired", "means", "difference", "length"]),
     numbers=st.lists(st.floats(-1, 1), min_size=5, max_size=5),
     hidden=st.lists(st.booleans(), min_size=3, max_size=3),
     flags=st.tuples(st.booleans(), st.booleans()),

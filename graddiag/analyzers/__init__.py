@@ -7,7 +7,6 @@ from graddiag.analyzers._blocks import BlockTests
 from graddiag.analyzers._conflict import Conflict, ConflictScope, conflict
 from graddiag.analyzers._edit_change import EditChange, edit_change
 from graddiag.analyzers._framing import Framing, FramingScope, framing
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
 from graddiag.analyzers._repeats import HeadlineResults, Repeats, repeats
@@ -42,7 +41,6 @@ __all__ = [
     "cosine_matrix",
     "edit_change",
     "framing",
-    "gram",
     "loss_gap",
     "repeats",
     "token_view",

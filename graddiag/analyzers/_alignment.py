@@ -23,6 +23,7 @@ from graddiag.analyzers._projection_error import error_keys
 from graddiag.analyzers._safety_direction import SafetyDirection
 from graddiag.answers import clustered
 from graddiag.comparison import Comparison
+from graddiag.grams import Grams
 from graddiag.permutations import Null, sign_flips_each
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, Estimate, cluster_mean, cluster_sums, mean_difference, optional
@@ -103,9 +104,15 @@ class Alignment:
 
 
 def alignment(
-    comparison: Comparison, safety: Signals, controls: Mapping[str, Signals] | None = None, *, seed: int = 0
+    comparison: Comparison,
+    safety: Signals,
+    controls: Mapping[str, Signals] | None = None,
+    *,
+    seed: int = 0,
+    grams: Grams | None = None,
 ) -> Alignment:
-    """Cosine of every row with the mean safety gradient; `seed` draws the sign flips of more than 14 clusters.
+    """Cosine of every row with the mean safety gradient; `seed` draws the sign flips of more than 14 clusters, `grams`
+    are products of the safety rows that are known already.
 
     Exact where every table knows its exact products with the mean of these safety rows, otherwise all of it projected.
     Raises DataError where a set was measured in another space, or no safety row is finite.
@@ -120,7 +127,7 @@ def alignment(
     errors = no_errors(comparison, tables) if measured else alignment_errors(comparison, safety, tables, cosines)
     exact = known or whole_space
     found = aligned(comparison, safety, tables, cosines, prefix="alignment", exact=exact, seed=seed, errors=errors)
-    return replace(found, direction=SafetyDirection.of(safety, tables))
+    return replace(found, direction=SafetyDirection.of(safety, tables, grams))
 
 
 def aligned(

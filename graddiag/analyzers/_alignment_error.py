@@ -31,7 +31,7 @@ def alignment_errors(
 ) -> AlignmentErrors:
     """Those of projected cosines; 0 where gradients are not projected."""
     lay = layouts(safety.space)
-    overall = _Norms(comparison, safety, tables, safety.blocks)
+    overall = _Norms.of(safety, tables, safety.blocks)
     whole = {name: c.whole for name, c in cosines.items()}
     total = dict.fromkeys((*tables, "difference"), Spread())
     blocks: dict[str, Errors] = {}
@@ -40,9 +40,10 @@ def alignment_errors(
             blocks[block] = dict.fromkeys(total, 0.0)
             continue
         values = {name: c.blocks[block] for name, c in cosines.items()}
-        alone = _Norms(comparison, safety, tables, (block,)).influences(block, values)
+        near = _Near.of(comparison, safety, tables, block)
+        alone = _Norms.of(safety, tables, (block,)).influences(near, values)
         blocks[block] = {name: spread(i, lay[block]).standard_error for name, i in alone.items()}
-        shared = overall.influences(block, whole)
+        shared = overall.influences(near, whole)
         total = {name: t + spread(shared[name], lay[block]) for name, t in total.items()}
     return AlignmentErrors({name: t.standard_error for name, t in total.items()}, blocks)
 
@@ -53,33 +54,56 @@ def no_errors(comparison: Comparison, tables: Mapping[str, Signals]) -> Alignmen
     return AlignmentErrors(each, dict.fromkeys(comparison.left.blocks, each))
 
 
+@dataclass(frozen=True)
+class _Near:
+    """One block of all tables: rows and their squares, zero where a row is not finite, the mean safety gradient, and
+    the rows of the pairs."""
+
+    rows: Mapping[str, Float[np.ndarray, "_ k"]]
+    squares: Mapping[str, Float[np.ndarray, "_ k"]]
+    toward: Float[np.ndarray, " k"]
+    pairs: tuple[tuple[str, Int[np.ndarray, " p"]], ...]
+
+    @staticmethod
+    def of(comparison: Comparison, safety: Signals, tables: Mapping[str, Signals], block: str) -> _Near:
+        rows = {name: _zero_unless_finite(t, block) for name, t in tables.items()}
+        pairs = (("left", comparison.left_index), ("right", comparison.right_index))
+        return _Near(rows, {name: r * r for name, r in rows.items()}, mean_gradient(safety, block), pairs)
+
+
+@dataclass(frozen=True)
 class _Norms:
     """Projected norms over some blocks, by which cosines are divided."""
 
-    def __init__(
-        self, comparison: Comparison, safety: Signals, tables: Mapping[str, Signals], blocks: Sequence[str]
-    ) -> None:
-        self._comparison, self._safety, self._tables = comparison, safety, tables
-        self._rows = {name: _norms([t.gradients[b] for b in blocks]) for name, t in tables.items()}
-        self._mean = _norms([mean_gradient(safety, b)[None] for b in blocks])
+    rows: Mapping[str, Float[np.ndarray, " _"]]
+    mean: float
 
-    def influences(self, block: str, cosines: Mapping[str, Float[np.ndarray, " _"]]) -> dict[str, Influence]:
+    @staticmethod
+    def of(safety: Signals, tables: Mapping[str, Signals], blocks: Sequence[str]) -> _Norms:
+        rows = {name: _norms([t.gradients[b] for b in blocks]) for name, t in tables.items()}
+        return _Norms(rows, float(_norms([mean_gradient(safety, b)[None] for b in blocks])[0]))
+
+    def influences(self, near: _Near, cosines: Mapping[str, Float[np.ndarray, " _"]]) -> dict[str, Influence]:
         """Of each table's mean cosine, and of the difference over pairs, in one block."""
-        every = {name: np.arange(len(t)) for name, t in self._tables.items()}
-        out = {name: self._influence(name, block, at, cosines[name]) for name, at in every.items()}
-        left, right = self._comparison.left_index, self._comparison.right_index
-        known = np.isfinite(cosines["left"][left] - cosines["right"][right])
-        pairs = [
-            self._influence(side, block, at[known], cosines[side]) for side, at in (("left", left), ("right", right))
-        ]
-        return out | {"difference": pairs[0].minus(pairs[1])}
+        out = {name: self._influence(name, near, cosines[name]) for name in near.rows}
+        known = np.isfinite(np.subtract(*(cosines[side][at] for side, at in near.pairs)))
+        parts = []
+        for side, at in near.pairs:
+            paired = np.full(len(cosines[side]), np.nan)
+            paired[at[known]] = cosines[side][at[known]]
+            parts.append(self._influence(side, near, paired))
+        return out | {"difference": parts[0].minus(parts[1])}
 
-    def _influence(
-        self, name: str, block: str, at: Int[np.ndarray, " p"], cosines: Float[np.ndarray, " n"]
-    ) -> Influence:
-        rows = np.asarray(self._tables[name].gradients[block][at], dtype=np.float64)
-        toward = mean_gradient(self._safety, block)[None]
-        return mean_cosine_influence(rows, toward, self._rows[name][at], self._mean, cosines[at])
+    def _influence(self, name: str, near: _Near, cosines: Float[np.ndarray, " n"]) -> Influence:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            toward = near.toward / self.mean
+        return mean_cosine_influence(near.rows[name], near.squares[name], self.rows[name], toward, cosines)
+
+
+def _zero_unless_finite(table: Signals, block: str) -> Float[np.ndarray, "n k"]:
+    rows = table.gradients[block].astype(np.float64)
+    rows[~table.finite] = 0.0
+    return rows
 
 
 def _norms(parts: Sequence[np.ndarray]) -> Float[np.ndarray, " n"]:

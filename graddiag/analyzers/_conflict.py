@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, Int
 from graddiag.analyzers._blocks import SURVIVING, BlockTests
 from graddiag.analyzers._conflict_error import ConflictInfluences
 from graddiag.analyzers._cosines import exact_pairs, rows64
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._projection_error import Spread, error_keys, layouts, spread
-from graddiag.analyzers._rows import Rows, centre, corrected_cosines, cosines_of, mean_gradient_cosine
+from graddiag.analyzers._rows import Rows, centre, corrected_cosines, cosines_of, label_products, mean_gradient_cosine
 from graddiag.comparison import Comparison
+from graddiag.grams import Grams, block_products
 from graddiag.permutations import Null, partner_permutations, permuted_partners
+from graddiag.relabelling import Relabellings
 from graddiag.row_layout import RowLayout
 from graddiag.statistics import (
     COSINE,
@@ -37,6 +38,7 @@ KEYS = {  # of the numbers that have a projection error
     "mean_gradient_cosine": "conflict/mean_gradient_cosine",
     "corrected": "conflict/mean_gradient_cosine_corrected",
 }
+LABELS = "conflict/label_distance"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class ConflictScope:
     mattered; `other_cluster` is that of rows of different clusters. `within_*` are means over i != j of one side,
     `across` over all rows of different sides but partners.
     `mean_gradient_cosine` is that of the two mean gradients, `corrected` the same without the noise of the means.
+    `label_distance` is `||mu_left - mu_right||^2` over its mean when whole clusters change sides, 1 where sides named
+    by chance are as far apart, its `label_p` the share of relabellings that are; centring changes neither. All rows
+    count, with a partner or without. Where every row has one, this is the test of framing/p: relabelling a pair is
+    turning the sign of its difference.
     `projection_se` has the standard error by the projection of each of them, under its name; NaN where it is exact.
     """
 
@@ -60,6 +66,8 @@ class ConflictScope:
     across: float
     mean_gradient_cosine: float
     corrected: Estimate
+    label_distance: float
+    label_p: float
     projection_se: Mapping[str, float] = field(default_factory=dict)
 
     def keys(self) -> dict[str, float | None]:
@@ -79,6 +87,8 @@ class ConflictScope:
             "conflict/mean_gradient_cosine_corrected": self.corrected.value,
             "conflict/mean_gradient_cosine_corrected/low": self.corrected.low,
             "conflict/mean_gradient_cosine_corrected/high": self.corrected.high,
+            LABELS: self.label_distance,
+            f"{LABELS}/p": self.label_p,
         }
         errors = error_keys({KEYS[name]: e for name, e in self.projection_se.items()})
         return {k: optional(v) for k, v in values.items()} | errors
@@ -114,6 +124,7 @@ class Conflict:
     exact_pairs: bool
     projection: str
     tests: BlockTests
+    label_tests: BlockTests
 
     @property
     def n_undefined(self) -> int:
@@ -126,8 +137,9 @@ class Conflict:
         return self.overall.keys() | forced | {f"conflict/{SURVIVING}": self.tests.surviving}
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
-        """The same keys per block, and its p over blocks: `conflict/q` and `conflict/p_fwe`."""
-        return {b: s.keys() | self.tests.keys("conflict", b) for b, s in self.blocks.items()}
+        """The same keys per block, and both p over blocks: `conflict/q`, `conflict/p_fwe`, and those of the labels."""
+        tests = {b: self.tests.keys("conflict", b) | self.label_tests.keys(LABELS, b) for b in self.blocks}
+        return {b: s.keys() | tests[b] for b, s in self.blocks.items()}
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
@@ -138,12 +150,21 @@ class Conflict:
 
 
 @dataclass(frozen=True)
+class _Nulls:
+    """The mean paired cosine among permuted partners, the distance of the means among permuted labels."""
+
+    partners: Null
+    labels: Null
+
+
+@dataclass(frozen=True)
 class _Frame:
     """What all blocks share: where the rows stand, which cosines are averaged, and the permutations."""
 
     rows: Rows
     clusters: Int[np.ndarray, " p"]
     partners: Int[np.ndarray, "p b"]
+    labels: Relabellings
     same_cluster: Bool[np.ndarray, "l r"]
     layouts: Mapping[str, RowLayout]
 
@@ -153,21 +174,23 @@ class _Frame:
         same = rows.left_clusters[:, None] == rows.right_clusters[None, :]
         partners = permuted_partners(comparison.clusters, seed=seed)
         layout = layouts(comparison.left.space)
-        return _Frame(rows, comparison.clusters, partners, same & ~rows.partners, layout)
+        counts = (np.bincount(c, minlength=rows.n_clusters) for c in (rows.left_clusters, rows.right_clusters))
+        labels = Relabellings.of(*counts, seed=seed)
+        return _Frame(rows, comparison.clusters, partners, labels, same & ~rows.partners, layout)
 
     def scope(
         self, products: Float[np.ndarray, "m m"], known: Float[np.ndarray, " p"] | None
-    ) -> tuple[ConflictScope, Float[np.ndarray, " p"], Null]:
+    ) -> tuple[ConflictScope, Float[np.ndarray, " p"], _Nulls]:
         """All numbers of one Gram matrix, the paired cosines (the `known` ones, or those of the matrix itself), and
-        what their mean is among permuted partners."""
+        what chance would do."""
         rows = self.rows
         left, right, across = rows.sides(cosines_of(products))
         matched = across[np.ix_(rows.left_at, rows.right_at)]
         paired = matched.diagonal().copy() if known is None else known
         corrected = corrected_cosines(products, rows)
-        null = partner_permutations(matched, self.partners)
+        nulls = _Nulls(partner_permutations(matched, self.partners), self.labels.null(label_products(products, rows)))
         scope = ConflictScope(
-            paired=replace(cluster_mean(paired, self.clusters, bounds=COSINE), p=null.p),
+            paired=replace(cluster_mean(paired, self.clusters, bounds=COSINE), p=nulls.partners.p),
             negative_fraction=share_negative(paired),
             same_cluster=mean(across[self.same_cluster]),
             other_cluster=mean(across[~(self.same_cluster | rows.partners)]),
@@ -176,8 +199,10 @@ class _Frame:
             across=mean(across[~rows.partners]),
             mean_gradient_cosine=mean_gradient_cosine(products, rows),
             corrected=jackknife(float(corrected[0]), corrected[1:], bounds=COSINE),
+            label_distance=nulls.labels.relative,
+            label_p=nulls.labels.p,
         )
-        return scope, paired, null
+        return scope, paired, nulls
 
     def errors(
         self,
@@ -201,8 +226,9 @@ class _Frame:
         return errors | ({"paired": math.nan} if known else {})
 
 
-def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> Conflict:
-    """Cosines between and within the sides; `seed` draws the permutations of partners.
+def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0, grams: Grams | None = None) -> Conflict:
+    """Cosines between and within the sides; `seed` draws the permutations of partners, `grams` are products of both
+    sides' rows that are known already.
 
     Paired cosines are exact where the comparison has exact products. With `center` everything comes from the projected
     gradients, since exact products are of gradients that are not centred.
@@ -213,9 +239,10 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> 
     prepare: Callable[[Float[np.ndarray, "m m"]], Float[np.ndarray, "m m"]] = centre if center else np.asarray
     m = frame.rows.n_left + frame.rows.n_right
     total = np.zeros((m, m))
-    blocks, by_block, nulls = {}, [], {}
+    blocks, by_block = {}, []
+    nulls: dict[str, _Nulls] = {}
     for block in left.blocks:
-        products = gram((left, comparison.right), block)
+        products = block_products((left, comparison.right), block, grams)
         total += products
         prepared = prepare(products)
         scope, paired, nulls[block] = frame.scope(prepared, None if known is None else known.blocks[block])
@@ -238,7 +265,8 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0) -> 
         forced=_forced(total, frame.rows) if center else math.nan,
         exact_pairs=known is not None or left.space.projection == "exact",
         projection=left.space.projection,
-        tests=BlockTests.of(nulls),
+        tests=BlockTests.of({b: n.partners for b, n in nulls.items()}),
+        label_tests=BlockTests.of({b: n.labels for b, n in nulls.items()}),
     )
 
 

@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 
 from graddiag.analyzers._projection_error import Influence, cosine_influence
 from graddiag.analyzers._rows import Rows, apart_means, cosines_of
-from graddiag.statistics import cluster_sums
 
+TILE = 256  # places at a time: those of some hundred rows stay in the processor's cache
 Places = Float[np.ndarray, "_ k"]  # the rows of both sides in one block
 
 
 @dataclass(frozen=True)
 class _MeanCosine:
-    """A mean of cosines over chosen pairs of rows.
+    """A mean of cosines over `n` chosen pairs of rows.
 
-    `cross` sums the products of unit rows over those pairs, place by place. `cosines[i]` is the sum over the pairs of
-    row i of their cosines, `counts[i]` the number of those pairs, each halved and over the number of all pairs.
+    `cosines[i]` is the sum over the pairs of row i of their cosines, `counts[i]` the number of those pairs, each halved
+    and over the number of all pairs.
     """
 
-    cross: Callable[[Places], Float[np.ndarray, " k"]]
     n: float
     cosines: Float[np.ndarray, " m"]
     counts: Float[np.ndarray, " m"]
 
-    def influence(self, unit: Places) -> Influence:
-        squares = unit**2
-        return Influence(self.cross(unit) / self.n - self.cosines @ squares, self.counts @ squares)
-
 
 @dataclass(frozen=True)
 class ConflictInfluences:
-    """Derivatives at the numbers of one Gram matrix, to be read off the rows of every block that is part of it."""
+    """Derivatives at the numbers of one Gram matrix, to be read off the rows of every block that is part of it.
+
+    `lengths` is one over the norm of each row, 0 for a row that is zero: rows are never divided by their norms, which
+    would take another array as large for each block and scope. `sums` has, for each side, what sums the rows of each
+    cluster: as they are, and below that at unit length, [2 c, rows of the side].
+    """
 
     rows: Rows
-    norms: Float[np.ndarray, " m"]
+    lengths: Float[np.ndarray, " m"]
+    sums: tuple[csr_array, csr_array]
     means: dict[str, _MeanCosine]
     totals: Float[np.ndarray, " 3"]
     apart: Float[np.ndarray, " 3"]
@@ -54,43 +55,74 @@ class ConflictInfluences:
         n, matched = rows.n_left, rows.partners
         apart = [~np.eye(k, dtype=bool) for k in (n, rows.n_right)]
         means = {
-            "within_left": _mean(left, apart[0], (0, 0), rows, lambda u: _within(u[:n])),
-            "within_right": _mean(right, apart[1], (n, n), rows, lambda u: _within(u[n:])),
-            "across": _mean(across, ~matched, (0, n), rows, lambda u: u[:n].sum(0) * u[n:].sum(0) - _paired(u, rows)),
-            "same_cluster": _mean(
-                across, same_cluster, (0, n), rows, lambda u: _inside(u[:n], u[n:], rows)[2] - _paired(u, rows)
-            ),
-            "paired": _mean(across, matched, (0, n), rows, lambda u: _paired(u, rows)),
+            "within_left": _mean(left, apart[0], (0, 0), rows),
+            "within_right": _mean(right, apart[1], (n, n), rows),
+            "across": _mean(across, ~matched, (0, n), rows),
+            "same_cluster": _mean(across, same_cluster, (0, n), rows),
+            "paired": _mean(across, matched, (0, n), rows),
         }
         sums = [float(part.sum()) for part in rows.sides(products)]
         middle = apart_means(products, rows)[:, 0]
         norms = np.sqrt(products.diagonal())
-        return ConflictInfluences(rows, norms, means, np.array([sums[2], *sums[:2]]), middle[[2, 0, 1]], centered)
+        lengths = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+        n_clusters = rows.n_clusters
+        side_sums = (
+            _summing(lengths[:n], rows.left_clusters, n_clusters),
+            _summing(lengths[n:], rows.right_clusters, n_clusters),
+        )
+        totals = np.array([sums[2], *sums[:2]])
+        return ConflictInfluences(rows, lengths, side_sums, means, totals, middle[[2, 0, 1]], centered)
 
     def at(self, places: Places) -> dict[str, Influence]:
         """The influence of each place of one block on every number."""
+        tiles = [self._tile(places[:, start : start + TILE]) for start in range(0, places.shape[1], TILE)]
+        parts = {name: [tile[name] for tile in tiles] for name in tiles[0]}
+        return {
+            name: Influence(np.concatenate([i.moves for i in p]), np.concatenate([i.shares for i in p]))
+            for name, p in parts.items()
+        }
+
+    def _tile(self, places: Places) -> dict[str, Influence]:
         if self.centered:
             places = places - places.mean(axis=0)
-        some = self.norms[:, None] > 0
-        places = np.where(some, places, 0.0)
-        unit = np.divide(places, self.norms[:, None], out=np.zeros_like(places), where=some)
+        if not self.lengths.all():
+            places = np.where(self.lengths[:, None] > 0, places, 0.0)
         n = self.rows.n_left
-        left, right = places[:n].sum(axis=0), places[n:].sum(axis=0)
-        whole = np.stack([left * right, left**2, right**2])
-        inside = _inside(places[:n], places[n:], self.rows)[[2, 0, 1]]
+        by_cluster = np.stack([self.sums[0] @ places[:n], self.sums[1] @ places[n:]])  # [2, 2 c, k]
+        plain, unit = by_cluster[:, : self.rows.n_clusters], by_cluster[:, self.rows.n_clusters :]
+        (left, right), ways = plain.sum(axis=1), ((0, 1), (0, 0), (1, 1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            out = {name: m.influence(unit) for name, m in self.means.items()}
+            out = self._mean_influences(places, unit)
+            whole = np.stack([left * right, left**2, right**2])
+            inside = np.stack([np.einsum("ck,ck->k", plain[a], plain[b]) for a, b in ways])
             apart = (whole - inside) / _pairs_apart(self.rows)[:, None]
         out["mean_gradient_cosine"] = cosine_influence(whole, self.totals)
         return out | {"corrected": cosine_influence(apart, self.apart)}
 
+    def _mean_influences(self, places: Places, unit: Float[np.ndarray, "2 c k"]) -> dict[str, Influence]:
+        """Those of the means of cosines: of rows at unit length, the product of both summed over the pairs, less what
+        each place has of the rows' squared norms; `unit` has the sums of unit rows by side and cluster."""
+        rows, n, u = self.rows, self.rows.n_left, self.lengths
+        (left, right), squares = unit.sum(axis=1), places * places
+        partners = u[rows.left_at] * u[n + rows.right_at]
+        paired = np.einsum("p,pk,pk->k", partners, places[_at(rows.left_at, 0)], places[_at(rows.right_at, n)])
+        cross = {
+            "within_left": left**2 - u[:n] ** 2 @ squares[:n],
+            "within_right": right**2 - u[n:] ** 2 @ squares[n:],
+            "across": left * right - paired,
+            "same_cluster": np.einsum("ck,ck->k", unit[0], unit[1]) - paired,
+            "paired": paired,
+        }
+        weights = np.concatenate([[m.cosines, m.counts] for m in self.means.values()]) * u**2
+        of_squares = (weights @ squares).reshape(len(self.means), 2, -1)
+        return {
+            name: Influence(cross[name] / m.n - cosines, shares)
+            for (name, m), (cosines, shares) in zip(self.means.items(), of_squares, strict=True)
+        }
+
 
 def _mean(
-    cosines: Float[np.ndarray, "a b"],
-    chosen: Bool[np.ndarray, "a b"],
-    starts: tuple[int, int],
-    rows: Rows,
-    cross: Callable[[Places], Float[np.ndarray, " k"]],
+    cosines: Float[np.ndarray, "a b"], chosen: Bool[np.ndarray, "a b"], starts: tuple[int, int], rows: Rows
 ) -> _MeanCosine:
     """The mean over the chosen pairs whose cosine is defined; `starts` are where its two sides begin among all rows."""
     chosen = chosen & np.isfinite(cosines)
@@ -101,22 +133,20 @@ def _mean(
         at = slice(start, start + chosen.shape[1 - axis])
         sums[at] += values.sum(axis=axis) / (2 * n)
         counts[at] += chosen.sum(axis=axis) / (2 * n)
-    return _MeanCosine(cross, n, sums, counts)
+    return _MeanCosine(n, sums, counts)
 
 
-def _within(unit: Places) -> Float[np.ndarray, " k"]:
-    return np.asarray(unit.sum(axis=0) ** 2 - (unit**2).sum(axis=0))
+def _summing(lengths: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"], n_clusters: int) -> csr_array:
+    """What sums rows by cluster, as they are and at unit length."""
+    at = np.tile(np.arange(len(codes)), 2)
+    weights = np.concatenate([np.ones(len(codes)), lengths])
+    return csr_array((weights, (np.concatenate([codes, n_clusters + codes]), at)), shape=(2 * n_clusters, len(codes)))
 
 
-def _paired(unit: Places, rows: Rows) -> Float[np.ndarray, " k"]:
-    return np.asarray((unit[rows.left_at] * unit[rows.n_left + rows.right_at]).sum(axis=0))
-
-
-def _inside(left: Places, right: Places, rows: Rows) -> Float[np.ndarray, "3 k"]:
-    """Products of rows that share a cluster, each with itself too: left with left, right with right, across."""
-    a = cluster_sums(left, rows.left_clusters, rows.n_clusters)
-    b = cluster_sums(right, rows.right_clusters, rows.n_clusters)
-    return np.stack([(x * y).sum(axis=0) for x, y in ((a, a), (b, b), (a, b))])
+def _at(rows: Int[np.ndarray, " p"], start: int) -> slice | Int[np.ndarray, " p"]:
+    """Where some rows stand among all; a slice, which copies nothing, where they follow each other."""
+    follow = len(rows) > 0 and bool((np.diff(rows) == 1).all())
+    return slice(start + int(rows[0]), start + int(rows[-1]) + 1) if follow else start + rows
 
 
 def _pairs_apart(rows: Rows) -> Float[np.ndarray, " 3"]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._rows import cosines_of
 from graddiag.errors import DataError, UsageError
+from graddiag.grams import Grams, whole_products
 from graddiag.signals import Signals, check_same_space
 
 ROWS_PER_SIDE = 200  # more cells than that are smaller than a pixel of a printed figure
@@ -39,8 +39,9 @@ class CosineMatrix:
         return tuple(f"{name}: {a} of {b} rows, evenly spaced" for name, a, b in counts if a < b)
 
 
-def cosine_matrix(tables: Sequence[Signals], *, limit: int = ROWS_PER_SIDE) -> CosineMatrix:
-    """Cosines of all rows, or of `limit` evenly spaced ones where a table has more.
+def cosine_matrix(tables: Sequence[Signals], *, limit: int = ROWS_PER_SIDE, grams: Grams | None = None) -> CosineMatrix:
+    """Cosines of all rows, or of `limit` evenly spaced ones where a table has more; `grams` are products of the tables'
+    rows that are known already.
 
     Raises DataError where there is no table or their spaces differ, UsageError for a limit below 1.
     """
@@ -51,17 +52,30 @@ def cosine_matrix(tables: Sequence[Signals], *, limit: int = ROWS_PER_SIDE) -> C
     for other in tables[1:]:
         check_same_space(tables[0].space, other.space, tables[0].provenance.data, other.provenance.data)
     orders = [_order(t) for t in tables]
-    chosen = [t.take(_evenly(order, limit)) for t, order in zip(tables, orders, strict=True)]
-    total = sum(gram(chosen, block) for block in tables[0].blocks)
+    at = [_evenly(order, limit) for order in orders]
+    if grams is None:
+        total = whole_products([t.take(rows) for t, rows in zip(tables, at, strict=True)], None)
+    else:
+        total = _chosen(grams.whole(tables), tables, at)
     return CosineMatrix(
         names=tuple(t.provenance.data for t in tables),
-        ids=tuple(i for t in chosen for i in t.ids),
-        clusters=tuple(c for t in chosen for c in t.clusters),
-        sides=np.repeat(np.arange(len(chosen)), [len(t) for t in chosen]),
-        values=cosines_of(np.asarray(total)),
-        shown=tuple(len(t) for t in chosen),
+        ids=tuple(t.ids[i] for t, rows in zip(tables, at, strict=True) for i in rows),
+        clusters=tuple(t.clusters[i] for t, rows in zip(tables, at, strict=True) for i in rows),
+        sides=np.repeat(np.arange(len(at)), [len(rows) for rows in at]),
+        values=cosines_of(total),
+        shown=tuple(len(rows) for rows in at),
         available=tuple(len(order) for order in orders),
     )
+
+
+def _chosen(
+    products: Float[np.ndarray, "m m"], tables: Sequence[Signals], at: Sequence[Int[np.ndarray, " _"]]
+) -> Float[np.ndarray, "a a"]:
+    """The products of chosen rows, from those of all finite rows of the tables in order."""
+    starts = np.cumsum([0, *(int(t.finite.sum()) for t in tables[:-1])])
+    places = [s + np.cumsum(t.finite)[rows] - 1 for s, t, rows in zip(starts, tables, at, strict=True)]
+    chosen = np.concatenate(places)
+    return np.asarray(products[np.ix_(chosen, chosen)])
 
 
 def _order(table: Signals) -> Int[np.ndarray, " n"]:

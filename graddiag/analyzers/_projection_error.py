@@ -145,23 +145,27 @@ def ratio_influence(
 
 
 def mean_cosine_influence(
-    a: Float[np.ndarray, "n k"],
-    b: Float[np.ndarray, "#n k"],
-    norms_a: Float[np.ndarray, " n"],
-    norms_b: Float[np.ndarray, " #n"],
+    rows: Float[np.ndarray, "n k"],
+    squares: Float[np.ndarray, "n k"],
+    norms: Float[np.ndarray, " n"],
+    toward: Float[np.ndarray, " k"],
     cosines: Float[np.ndarray, " n"],
 ) -> Influence:
-    """That of the mean of `cosines`, of rows `a` with rows `b`: in one block, given the norms over all blocks.
+    """That of the mean of `cosines`, of rows with one vector: in one block, given the norms over all blocks.
 
-    Undefined cosines are left out, as they are of the mean.
+    `squares` are those of the rows' numbers, `toward` is the vector over its own norm. Undefined cosines are left out,
+    as they are of the mean; none may be of a row that is not finite.
     """
     kept = np.isfinite(cosines)
     if not kept.any():
-        return Influence(np.full(a.shape[1], np.nan), np.full(a.shape[1], np.nan))
-    at = kept if len(b) == len(kept) else slice(None)
-    x, y = a[kept] / norms_a[kept, None], b[at] / norms_b[at, None]
-    shares = (x**2 + y**2) / 2
-    return Influence((x * y).mean(axis=0) - (cosines[kept, None] * shares).mean(axis=0), shares.mean(axis=0))
+        return Influence(np.full(rows.shape[1], np.nan), np.full(rows.shape[1], np.nan))
+    safe = np.where(kept, norms, 1.0)
+    lengths = kept / safe / kept.sum()
+    each = lengths / safe
+    values = np.where(kept, cosines, 0.0)
+    own, of_cosines = np.stack([each, each * values]) @ squares
+    shares = (own + toward**2) / 2
+    return Influence((lengths @ rows) * toward - (of_cosines + values.sum() / kept.sum() * toward**2) / 2, shares)
 
 
 def error_keys(errors: Mapping[str, float]) -> dict[str, float | None]:

@@ -20,6 +20,7 @@ _HEADLINE = (
     *("conflict/paired_cosine", "conflict/low", "conflict/high", "conflict/p"),
     *("framing/consistency", "framing/p"),
     *("framing/safety_cosine", "framing/safety_cosine/low", "framing/safety_cosine/high"),
+    *(f"framing/safety_cosine_corrected{end}" for end in ("", "/low", "/high")),
     *("alignment/difference", "alignment/difference/low", "alignment/difference/high", "alignment/difference/p"),
 )
 

@@ -88,6 +88,24 @@ def mean_gradient_cosine(gram: Float[np.ndarray, "m m"], rows: Rows) -> float:
     return float(cosine(np.array([across.sum()]), norms[:1], norms[1:])[0])
 
 
+def label_products(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, "c c"]:
+    """Products of `E_c`, the sum of a cluster's left rows minus that of its right rows, the mean of all rows subtracted
+    from each: what `relabelling` asks for.
+
+    Where every cluster has as many left as right rows that mean cancels, and E_c is the sum of the differences of
+    pairs. An E_c that is zero up to rounding is zero.
+    """
+    codes = np.concatenate([rows.left_clusters, rows.right_clusters])
+    sides = np.repeat([1.0, -1.0], [rows.n_left, rows.n_right])
+    even = not cluster_sums(sides, codes, rows.n_clusters).any()
+    signed = (gram if even else centre(gram)) * sides[:, None] * sides[None, :]
+    out = cluster_sums(cluster_sums(signed, codes, rows.n_clusters).T, codes, rows.n_clusters)
+    squares = cluster_sums(gram.diagonal(), codes, rows.n_clusters)
+    gone = out.diagonal() <= ROUNDING * np.bincount(codes, minlength=rows.n_clusters) * squares
+    out[gone], out[:, gone] = 0.0, 0.0
+    return out
+
+
 def cosine_with_fixed(
     gram: Float[np.ndarray, "c c"], inner: Float[np.ndarray, " c"], square: float, counts: Int[np.ndarray, " c"]
 ) -> Estimate:

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graddiag.analyzers._cosines import mean_gradient, rows64
-from graddiag.analyzers._gram import gram
 from graddiag.analyzers._rows import apart_with_deletions
 from graddiag.answers import cluster_codes
+from graddiag.grams import Grams, block_products
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife, optional
 
@@ -29,13 +29,13 @@ class SafetyDirection:
     random_sd: Mapping[str, float]
 
     @staticmethod
-    def of(safety: Signals, tables: Mapping[str, Signals]) -> SafetyDirection:
-        """Those of the finite rows."""
+    def of(safety: Signals, tables: Mapping[str, Signals], grams: Grams | None = None) -> SafetyDirection:
+        """Those of the finite rows; `grams` are products of the safety rows that are known already."""
         codes = np.unique(cluster_codes(safety)[safety.finite], return_inverse=True)[1]
         total = np.zeros((len(codes), len(codes)))
         blocks = {}
         for block in safety.blocks:
-            products = gram([safety], block)
+            products = block_products([safety], block, grams)
             total += products
             blocks[block] = split_half(products, codes)
         random = {name: random_direction_sd(table, safety) for name, table in tables.items()}
@@ -63,7 +63,11 @@ def split_half(products: Float[np.ndarray, "n n"], clusters: Int[np.ndarray, " n
     `A / (A (1 - h) + B h)`, A the mean product of rows in different clusters, B that of rows in one cluster (each with
     itself too), `h = sum n_c^2 / n^2`: what split halves of the clusters give on average once Spearman and Brown have
     made up for their being halves. Its root is by how much noise in the safety set shortens every cosine with its mean.
-    NaN where rows have one cluster or are zero.
+    NaN where rows have one cluster or are zero, or opposite clusters leave less of a mean than noise alone would.
+
+    The interval is the jackknife's of the ratio of signal to noise in the mean, `A / (h (B - A))`, which knows no upper
+    limit: near 1 the number itself is skewed, and its own interval misses too often under heavy tails. Undefined where
+    the clusters do not differ at all (then the number is 1), or differ no longer when one is left out.
     """
     n_clusters = int(clusters.max()) + 1
     apart = apart_with_deletions(products, clusters, clusters, n_clusters)
@@ -73,10 +77,23 @@ def split_half(products: Float[np.ndarray, "n n"], clusters: Int[np.ndarray, " n
     pairs = np.append((counts**2).sum(), (counts**2).sum() - counts**2)
     share = float((counts**2).sum()) / len(clusters) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        length = apart * (1 - share) + inside / pairs * share
-        length[length <= ROUNDING * products.trace() / len(products)] = np.nan
-        values = apart / length
-    return jackknife(float(values[0]), values[1:], bounds=COSINE)
+        noise = (inside / pairs - apart) * share
+        noise[noise <= ROUNDING * products.trace() / len(products)] = np.nan
+        ratios = apart / noise
+    if math.isnan(ratios[0]):
+        alike = apart[0] > ROUNDING * products.trace() / len(products)
+        return Estimate(1.0 if alike else math.nan)
+    if ratios[0] <= -1:
+        return Estimate(math.nan)
+    e = jackknife(float(ratios[0]), ratios[1:])
+    return Estimate(_agreement(e.value), _agreement(e.low), _agreement(e.high))
+
+
+def _agreement(ratio: float) -> float:
+    """The cosine to be expected of two means with this ratio of signal to noise, cut at -1."""
+    if ratio <= -1:
+        return COSINE[0]
+    return max(ratio / (1 + ratio), COSINE[0]) if math.isfinite(ratio) else math.nan
 
 
 def random_direction_sd(table: Signals, safety: Signals) -> float:
@@ -86,12 +103,11 @@ def random_direction_sd(table: Signals, safety: Signals) -> float:
     squared norm of the mean safety gradient, D_b its number of parameters. 1.96 of them hold 95 % of directions.
     """
     shapes = {b.name: math.prod(b.shape) for b in safety.space.blocks}
-    rows = {b: rows64(table, b) for b in table.blocks}
-    squares = np.sum([(g**2).sum(axis=1) for g in rows.values()], axis=0)
-    some = squares > 0
-    toward = {b: float((mean_gradient(safety, b) ** 2).sum()) for b in rows}
-    whole = sum(toward.values())
+    squares = np.sum([np.einsum("nk,nk->n", g, g) for g in (rows64(table, b) for b in table.blocks)], axis=0)
+    toward = {b: float((mean_gradient(safety, b) ** 2).sum()) for b in table.blocks}
+    whole, some = sum(toward.values()), squares > 0
     if not some.any() or whole <= 0:
         return math.nan
-    unit = {b: (g[some] / np.sqrt(squares[some])[:, None]).mean(axis=0) for b, g in rows.items()}
+    lengths = np.divide(1.0, np.sqrt(squares), out=np.zeros_like(squares), where=some) / some.sum()
+    unit = {b: lengths @ rows64(table, b) for b in table.blocks}
     return math.sqrt(sum(float(m @ m) * toward[b] / whole / shapes[b] for b, m in unit.items()))

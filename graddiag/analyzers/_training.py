@@ -7,33 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from graddiag.analyzers._cosines import check_safety, knows_safety, mean_gradient
-from graddiag.analyzers._gram import gram
-from graddiag.analyzers._rows import cosines_of
+from graddiag.analyzers._agreement import Agreement, agreement
+from graddiag.analyzers._cosines import check_safety, knows_safety, mean_gradient, rows64
+from graddiag.analyzers._projection_error import Influence, Spread, error_keys, layouts, spread
 from graddiag.answers import cluster_codes
 from graddiag.comparison import Comparison
+from graddiag.grams import Grams
 from graddiag.signals import Signals
-from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_mean, cluster_sums, jackknife, optional
+from graddiag.statistics import Estimate, cluster_mean, optional
 
 PREFIX = "training"
-_NONE = Estimate(math.nan)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far the gradients of a set agree, all blocks as one vector; NaN where undefined.
-
-    `noise_scale` is `tr(Sigma) / ||G||^2` (McCandlish et al. 2018, arXiv 1812.06162), in examples: the batch size from
-    which more examples stop to sharpen a step. `||G||^2` is the mean product of rows in different clusters and
-    `tr(Sigma)` the mean squared norm minus it, both unbiased; NaN, not measurable, where `||G||^2` is not above 0.
-    `stiffness` is the mean cosine over i != j, `sign_stiffness` that of its sign (Fort et al. 2019, arXiv 1901.09491).
-    """
-
-    noise_scale: Estimate
-    stiffness: Estimate
-    sign_stiffness: Estimate
 
 
 @dataclass(frozen=True)
@@ -53,16 +38,18 @@ class Steps:
 @dataclass(frozen=True)
 class TrainingScope:
     """Means over rows with intervals over clusters, given this safety set. `opposed_share` is the share of rows whose
-    step raises the safety loss."""
+    step raises the safety loss. `change_se` is the standard error of `change` by the projection, NaN where it comes
+    from exact products; Adam's form always does, and a share of signs has none."""
 
     change: Estimate
     adam_change: Estimate
     opposed_share: Estimate
+    change_se: float = math.nan
 
     def keys(self, prefix: str) -> dict[str, float | None]:
         """The flat keys under a prefix; None where undefined."""
         parts = {"change": self.change, "adam_change": self.adam_change, "opposed_share": self.opposed_share}
-        return _flat(prefix, parts)
+        return _flat(prefix, parts) | error_keys({f"{prefix}/change": self.change_se})
 
 
 @dataclass(frozen=True)
@@ -81,10 +68,9 @@ class Training:
         """The flat keys of this result; None where undefined."""
         out: dict[str, float | None] = {}
         for role, scope in self.overall.items():
-            agreement = self.agreement[role]
-            names = ("noise_scale", "stiffness", "sign_stiffness")
-            out |= scope.keys(f"{PREFIX}/{role}")
-            out |= _flat(f"{PREFIX}/{role}", {n: getattr(agreement, n) for n in names})
+            prefix, agreed = f"{PREFIX}/{role}", self.agreement[role]
+            out |= scope.keys(prefix) | _flat(prefix, agreed.parts)
+            out |= error_keys({f"{prefix}/{name}": e for name, e in agreed.projection_se.items()})
         return out
 
     def block_summary(self) -> dict[str, dict[str, float | None]]:
@@ -96,15 +82,20 @@ class Training:
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
-        agreement = "exact" if self.projection == "exact" else "projected"
+        agreed = "exact" if self.projection == "exact" else "projected"
         steps = "exact" if self.exact else "projected"
-        return {k: agreement if "noise_scale" in k or "stiffness" in k else steps for k in self.summary()}
+        return {k: agreed if "noise_scale" in k or "stiffness" in k else steps for k in self.summary()}
 
 
 def training(
-    comparison: Comparison, safety: Signals | None = None, controls: Mapping[str, Signals] | None = None
+    comparison: Comparison,
+    safety: Signals | None = None,
+    controls: Mapping[str, Signals] | None = None,
+    *,
+    grams: Grams | None = None,
 ) -> Training:
-    """What steps on the rows of both sides and of the controls would do.
+    """What steps on the rows of both sides and of the controls would do; `grams` are products of both sides' rows that
+    are known already.
 
     Products with safety are exact where every table knows them, otherwise all of them projected; Adam's form is there
     where every table knows it. Raises DataError where a set was measured in another space, or no safety row is finite.
@@ -117,12 +108,18 @@ def training(
     blocks = comparison.left.blocks
     by_block = {b: {role: _steps(t, safety, b, known=known) for role, t in tables.items()} for b in blocks}
     steps = {role: _sum([by_block[b][role] for b in blocks]) for role in tables}
+    whole_space = comparison.left.space.projection == "exact"
+    projected = None if known and not whole_space else safety
+    spreads = {b: {role: _spread(t, projected, b) for role, t in tables.items()} for b in blocks}
+    totals = {role: sum((spreads[b][role] for b in blocks), Spread()) for role in tables}
     return Training(
         steps=steps,
-        overall={role: _scope(t, steps[role]) for role, t in tables.items()},
-        blocks={b: {role: _scope(t, by_block[b][role]) for role, t in tables.items()} for b in blocks},
-        agreement={role: _agreement(t) for role, t in tables.items()},
-        exact=known or comparison.left.space.projection == "exact",
+        overall={role: _scope(t, steps[role], totals[role]) for role, t in tables.items()},
+        blocks={
+            b: {role: _scope(t, by_block[b][role], spreads[b][role]) for role, t in tables.items()} for b in blocks
+        },
+        agreement={r: agreement(t, grams if r in {"left", "right"} else None) for r, t in tables.items()},
+        exact=known or whole_space,
         projection=comparison.left.space.projection,
     )
 
@@ -132,11 +129,18 @@ def _steps(table: Signals, safety: Signals | None, block: str, *, known: bool) -
     nothing = np.full(len(table), np.nan)
     if safety is None:
         return Steps(nothing, nothing)
-    inner = table.reference_dot[block] if known else table.gradients[block] @ mean_gradient(safety, block)
+    inner = table.reference_dot[block] if known else _projected(table, safety, block)
     adam = nothing
     if known and table.adam is not None:
         adam = table.adam_dot[block] + table.adam.dot[block]
     return Steps(*(np.where(table.finite, -v.astype(np.float64), np.nan) for v in (inner, adam)))
+
+
+def _projected(table: Signals, safety: Signals, block: str) -> Float[np.ndarray, " n"]:
+    """Products with the mean safety gradient; NaN for a row that is not finite, whose product would warn."""
+    out = np.full(len(table), np.nan)
+    out[table.finite] = rows64(table, block) @ mean_gradient(safety, block)
+    return out
 
 
 def _sum(parts: list[Steps]) -> Steps:
@@ -146,7 +150,21 @@ def _sum(parts: list[Steps]) -> Steps:
     )
 
 
-def _scope(table: Signals, steps: Steps) -> TrainingScope:
+def _spread(table: Signals, safety: Signals | None, block: str) -> Spread:
+    """By the projection, of the mean change in one block; NaN where it is not computed from projected rows."""
+    layout = layouts(table.space)[block]
+    if safety is None or not table.finite.any():
+        return Spread(math.nan)
+    return Spread() if layout.is_whole else spread(change_influence(table, safety, block), layout)
+
+
+def change_influence(table: Signals, safety: Signals, block: str) -> Influence:
+    """What each place of the rows in one block does to the mean change; it is divided by no norm."""
+    moves = -rows64(table, block).mean(axis=0) * mean_gradient(safety, block)
+    return Influence(moves, np.zeros(len(moves)))
+
+
+def _scope(table: Signals, steps: Steps, by_projection: Spread) -> TrainingScope:
     codes = cluster_codes(table)
     defined = np.isfinite(steps.change)
     opposed = np.where(defined, (steps.change > 0).astype(np.float64), np.nan)
@@ -154,59 +172,8 @@ def _scope(table: Signals, steps: Steps) -> TrainingScope:
         cluster_mean(steps.change, codes),
         cluster_mean(steps.adam_change, codes),
         cluster_mean(opposed, codes, bounds=(0.0, 1.0)),
+        by_projection.standard_error,
     )
-
-
-def _agreement(table: Signals) -> Agreement:
-    """From the products of the finite rows, of all blocks as one vector."""
-    products = np.asarray(sum(gram([table], block) for block in table.blocks))
-    present, codes = np.unique(cluster_codes(table)[table.finite], return_inverse=True)
-    n_clusters = len(present)
-    cosines = cosines_of(products)
-    np.fill_diagonal(cosines, np.nan)
-    return Agreement(
-        _noise_scale(products, codes, n_clusters),
-        _mean_product(cosines, codes, n_clusters),
-        _mean_product(np.sign(cosines), codes, n_clusters),
-    )
-
-
-def _noise_scale(products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int) -> Estimate:
-    squares, counts = cluster_sums(products.diagonal(), codes, n_clusters), np.bincount(codes, minlength=n_clusters)
-    apart = np.where(codes[:, None] == codes, np.nan, products)
-    signal = _with_deletions(apart, codes, n_clusters)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        total = (squares.sum() - np.concatenate([[0.0], squares])) / (len(codes) - np.concatenate([[0], counts]))
-        values = np.where(signal > ROUNDING * total, total / signal - 1, np.nan)
-    return jackknife(float(values[0]), values[1:], bounds=(0.0, math.inf)) if np.isfinite(values[0]) else _NONE
-
-
-def _mean_product(values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int) -> Estimate:
-    """The mean of the defined entries of a symmetric matrix, with its interval over clusters."""
-    found = _with_deletions(values, codes, n_clusters)
-    return jackknife(float(found[0]), found[1:], bounds=COSINE) if np.isfinite(found[0]) else _NONE
-
-
-def _with_deletions(
-    values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int
-) -> Float[np.ndarray, " d"]:
-    """Mean of the defined entries: of all, then without the rows and columns of each cluster in turn; NaN if none."""
-    defined = np.isfinite(values)
-    sums, counts = (
-        _left_over(v, codes, n_clusters) for v in (np.where(defined, values, 0.0), defined.astype(np.float64))
-    )
-    out = np.full(len(sums), np.nan)
-    np.divide(sums, counts, out=out, where=counts > 0)
-    return out
-
-
-def _left_over(
-    values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int
-) -> Float[np.ndarray, " d"]:
-    """Sum of a symmetric matrix, then without the rows and columns of each cluster in turn."""
-    by_cluster = cluster_sums(cluster_sums(values, codes, n_clusters).T, codes, n_clusters)
-    total = by_cluster.sum()
-    return np.concatenate([[total], total - 2 * by_cluster.sum(axis=0) + by_cluster.diagonal()])
 
 
 def _flat(prefix: str, parts: Mapping[str, Estimate]) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +48,9 @@ class Workspace:
         return self.buffers[key]
 
 
+Formed = Callable[[int, Tensor], None]  # takes the number of an example and its gradient
+
+
 class Gradients(ABC):
     """The gradients of the examples of one batch in one block."""
 
@@ -58,9 +61,15 @@ class Gradients(ABC):
         *,
         reference: Float[Tensor, ...] | None = None,
         total: Float[Tensor, ...] | None = None,
+        formed: Formed | None = None,
         workspace: Workspace,
     ) -> Products:
-        """All products of the batch; `total`, if given, has the finite gradients added to it."""
+        """All products of the batch; `total`, if given, has the finite gradients added to it. `formed`, if given, is
+        handed the gradient of every example where they are outer products: it may read it, once."""
+
+
+class Formable(Gradients):
+    """Gradients of which any part can be formed."""
 
     @abstractmethod
     def tile(self, i: int, rows: range) -> Float[Tensor, ...]:

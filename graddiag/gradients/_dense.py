@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from graddiag.gradients._base import Gradients, Products, Workspace, wide
+from graddiag.gradients._base import Formable, Formed, Products, Workspace, wide
 
 
 @dataclass(frozen=True)
-class Dense(Gradients):
+class Dense(Formable):
     """One array per example: biases, norms, and parameters whose module was run again example by example."""
 
     values: Float[Tensor, b * shape]
@@ -28,6 +28,7 @@ class Dense(Gradients):
         *,
         reference: Float[Tensor, "*shape"] | None = None,
         total: Float[Tensor, "*shape"] | None = None,
+        formed: Formed | None = None,
         workspace: Workspace,
     ) -> Products:
         """Products of the arrays."""

@@ -10,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from graddiag.ghost import dot, inner
-from graddiag.gradients._base import Gradients, Products, Workspace, wide
+from graddiag.gradients._base import Formable, Formed, Products, Workspace, wide
 from graddiag.gradients._outer import Outer
 
 _TILE_ROWS = 4096  # rows of a table that are formed at once where a difference must not cancel
 
 
 @dataclass(frozen=True)
-class Lookup(Gradients):
+class Lookup(Formable):
     """Rows of a table: `output_grads` are added to the rows `ids`; a tied head adds its outer products `head`.
 
     With E the rows looked up and H the head's part, `<g_i, g_j>` has four terms: equal ids in E_i and E_j; the ghost
@@ -42,6 +42,7 @@ class Lookup(Gradients):
         *,
         reference: Float[Tensor, "rows d"] | None = None,
         total: Float[Tensor, "rows d"] | None = None,
+        formed: Formed | None = None,
         workspace: Workspace,
     ) -> Products:
         """Products without the table, which is as long as the vocabulary; a difference that would cancel, in tiles."""

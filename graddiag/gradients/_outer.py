@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from graddiag.ghost import Gram, dot, forming_cost, inner, inner_cost, norm_cost
-from graddiag.gradients._base import Gradients, Products, Workspace, wide
+from graddiag.gradients._base import Formable, Formed, Products, Workspace, wide
 
 
 @dataclass(frozen=True)
-class Outer(Gradients):
+class Outer(Formable):
     """`left_i^T right_i` over an example's own rows: for a linear weight, its output gradients and its inputs.
 
     The rows of example i are `starts[i]` to `lengths[i]`; by default they start at 0. `at` says at which position of
@@ -49,10 +49,11 @@ class Outer(Gradients):
         *,
         reference: Float[Tensor, "d0 d1"] | None = None,
         total: Float[Tensor, "d0 d1"] | None = None,
+        formed: Formed | None = None,
         workspace: Workspace,
     ) -> Products:
-        """Each gradient is formed once, into a buffer; or not at all where nothing but norms and products of pairs is
-        asked for and the ghost identity is cheaper."""
+        """Each gradient is formed once, into a buffer, for all that needs it; or not at all where nothing but norms and
+        products of pairs is asked for and the ghost identity is cheaper."""
         n, like = len(self.lengths), wide(self.left[:0])
         found = Products(
             like.new_zeros(n),
@@ -64,13 +65,15 @@ class Outer(Gradients):
         def one(i: int, slot: int) -> Tensor:
             w = self.formed(i, workspace, slot)
             found.norm2[i] = dot(w, w)
+            if formed is not None:
+                formed(i, w)
             if found.reference_dot is not None and reference is not None:
                 found.reference_dot[i] = dot(w, reference)
             if total is not None and bool(torch.isfinite(found.norm2[i])):
                 total.add_(w)
             return w
 
-        must_form = reference is not None or total is not None
+        must_form = any(x is not None for x in (reference, total, formed))
         for k, (i, j) in enumerate(pairs):
             if must_form or not self._pair_prefers_ghost(i, j, workspace):
                 self._pair(found, k, (i, j), one(i, 0), one(j, 1))

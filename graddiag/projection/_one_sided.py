@@ -38,6 +38,21 @@ def one_sided_rows(
     return _all(block, gradients, k, map_of, tile_rows)
 
 
+def whole_map(block: Block, k: int, map_of: MapOf, like: Tensor, *, tile_rows: int) -> Map:
+    """The map of a gradient that is there as a whole; what it needs of all tiles is held meanwhile."""
+    height, _ = matrix_shape(block)
+    tiles = [slice(start, min(start + tile_rows, height)) for start in range(0, height, tile_rows)]
+    maps = [map_of(range(t.start, t.stop), like) for t in tiles]
+
+    def mapped(gradient: Tensor) -> Tensor:
+        out = like.new_zeros(k)
+        for tile, part in zip(tiles, maps, strict=True):
+            out += part(gradient[tile])
+        return out
+
+    return mapped
+
+
 def _all(block: Block, gradients: Gradients, k: int, map_of: MapOf, tile_rows: int) -> Float[Tensor, "b k"]:
     height, width = matrix_shape(block)
     like = wide(gradients.left[:0] if isinstance(gradients, Outer) else _values(gradients)[:0])

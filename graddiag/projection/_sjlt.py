@@ -16,7 +16,7 @@ from graddiag.errors import UsageError
 from graddiag.gradients import Gradients
 from graddiag.projection._draws import philox
 from graddiag.projection._exact import Exact
-from graddiag.projection._one_sided import Map, matrix_shape, one_sided_rows
+from graddiag.projection._one_sided import Map, MapOf, matrix_shape, one_sided_rows, whole_map
 from graddiag.row_layout import row_layout
 from graddiag.signals import Block
 
@@ -25,6 +25,7 @@ from graddiag.signals import Block
 # block's gradient has so many numbers that its error is normal with one, and each more costs as much again.
 NONZEROS = 1
 TILE = 2**20  # numbers of the gradient whose places are held at once: 2 MiB of places
+HELD = 2**26  # numbers of a block whose places may all be held at once, as indices: half a GiB
 _DRAWS_PER_TICK = 8  # numbers of 32 bits that one step of the generator's counter gives
 KEPT_TILES = 256  # half a GiB of places at most; models with more of them draw them again for every batch
 
@@ -67,13 +68,23 @@ class Sjlt:
         """One row per example; a tile of one example's gradient is formed at a time."""
         if row_layout(self.kind, self.dim, block.shape).is_whole:
             return Exact().rows(block, gradients)
+        return one_sided_rows(block, gradients, self.dim, self._map_of(block), tile_rows=_tile_rows(block))
+
+    def of_formed(self, block: Block, like: Tensor) -> Map | None:
+        """What makes a row of a gradient that is formed already; None where the row is the gradient itself, or so many
+        places would be held at once that forming it again, tile by tile, is better."""
+        if row_layout(self.kind, self.dim, block.shape).is_whole or math.prod(block.shape) > HELD:
+            return None
+        return whole_map(block, self.dim, self._map_of(block), like, tile_rows=_tile_rows(block))
+
+    def _map_of(self, block: Block) -> MapOf:
         width = matrix_shape(block)[1]
 
         def map_of(rows: Sequence[int], like: Tensor) -> Map:
             places = torch.from_numpy(_places(self, block.name, _key(rows), width)).to(like.device).long()
             return lambda tile: self._added(places, tile.flatten())
 
-        return one_sided_rows(block, gradients, self.dim, map_of, tile_rows=max(1, TILE // width))
+        return map_of
 
     def _added(self, places: Int[Tensor, "s d"], x: Float[Tensor, " d"]) -> Float[Tensor, " k"]:
         """An even place takes what counts with +, the odd one after it what counts with -."""
@@ -82,6 +93,10 @@ class Sjlt:
         for group, at in zip(sums, places, strict=True):
             group.scatter_add_(0, at, x)
         return ((sums[:, 0::2] - sums[:, 1::2]) / math.sqrt(s)).flatten()
+
+
+def _tile_rows(block: Block) -> int:
+    return max(1, TILE // matrix_shape(block)[1])
 
 
 def _key(rows: Sequence[int]) -> Sequence[int]:

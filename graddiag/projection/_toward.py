@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graddiag.ghost import dot
 from graddiag.gradients import Dense, Gradients, Lookup, Outer, Workspace
+from graddiag.projection._one_sided import Map
 from graddiag.signals import TOWARD, Block
 
 
@@ -45,6 +46,11 @@ class Toward:
             return torch.stack([self._of_one(gradients, i, means) for i in range(len(gradients.lengths))])
         columns = [gradients.products((), reference=m, workspace=self._workspace).reference_dot for m in means]
         return torch.stack([c for c in columns if c is not None], dim=1)
+
+    def of_formed(self, block: Block, like: Tensor) -> Map | None:
+        """What makes a row of a gradient that is formed already; None where rows have no numbers."""
+        means = [m[block.name] for m in self.means]
+        return (lambda gradient: torch.stack([dot(gradient, m) for m in means])) if means else None
 
     def _of_one(self, gradients: Outer, i: int, means: list[Tensor]) -> Float[Tensor, " k"]:
         formed = gradients.formed(i, self._workspace)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graddiag.errors import UsageError
-from graddiag.gradients import Dense, Gradients, Lookup, Outer
+from graddiag.gradients import Condensed, Dense, Gradients, Lookup, Outer
 from graddiag.row_layout import two_sides
 from graddiag.signals import Block
 
@@ -48,22 +48,26 @@ def on_device(factors: Factors, block: Block, side: int, device: torch.device, d
 def two_sided_rows(factors: Factors, block: Block, gradients: Gradients) -> Float[Tensor, "b k"]:
     """`(L P_out^T)^T (R P_in^T)` of each example, flattened."""
     if isinstance(gradients, Outer):
-        left = _shorten(factors, block, 0, gradients.left)
-        return torch.bmm(left.transpose(1, 2), _shorten(factors, block, 1, gradients.right)).flatten(1)
+        left = shorten(factors, block, 0, gradients.left)
+        return torch.bmm(left.transpose(1, 2), shorten(factors, block, 1, gradients.right)).flatten(1)
+    if isinstance(gradients, Condensed):
+        left = shorten(factors, block, 0, gradients.left)
+        return torch.bmm(left.transpose(1, 2), gradients.right.rows).flatten(1)
     if isinstance(gradients, Lookup):
-        left, right = _chosen(factors, block, gradients), _shorten(factors, block, 1, gradients.output_grads)
+        left, right = _chosen(factors, block, gradients), shorten(factors, block, 1, gradients.output_grads)
         rows = torch.bmm(left.transpose(1, 2), right).flatten(1)
         return rows if gradients.head is None else rows + two_sided_rows(factors, block, gradients.head)
     assert isinstance(gradients, Dense)
     sides = two_sides(block.shape)
     values = gradients.values.reshape(-1, *sides)
     if len(sides) == 1:
-        return _shorten(factors, block, 0, values)
-    half = _shorten(factors, block, 1, values)  # [b, d_out, p_in]
-    return _shorten(factors, block, 0, half.transpose(1, 2)).transpose(1, 2).flatten(1)
+        return shorten(factors, block, 0, values)
+    half = shorten(factors, block, 1, values)  # [b, d_out, p_in]
+    return shorten(factors, block, 0, half.transpose(1, 2)).transpose(1, 2).flatten(1)
 
 
-def _shorten(factors: Factors, block: Block, side: int, x: Tensor) -> Tensor:
+def shorten(factors: Factors, block: Block, side: int, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b p"]:
+    """One factor of the gradients of a block, its columns multiplied with the block's matrix of that side."""
     factor = on_device(factors, block, side, x.device, x.dtype)
     return x if factor is None else x @ factor
 

@@ -1,0 +1,136 @@
+"""How far do the gradients of one set agree with each other?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from graddiag.analyzers._cosines import rows64
+from graddiag.analyzers._projection_error import Influence, Spread, layouts, ratio_influence, spread
+from graddiag.analyzers._rows import cosines_of
+from graddiag.analyzers._two_samples import places_apart
+from graddiag.answers import cluster_codes
+from graddiag.grams import Grams, whole_products
+from graddiag.signals import Signals
+from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife
+
+_NONE = Estimate(math.nan)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the gradients of a set agree, all blocks as one vector; NaN where undefined.
+
+    `noise_scale` is `tr(Sigma) / ||G||^2` (McCandlish et al. 2018, arXiv 1812.06162), in examples: the batch size from
+    which more examples stop to sharpen a step. `||G||^2` is the mean product of rows in different clusters and
+    `tr(Sigma)` the mean squared norm minus it, both unbiased; NaN, not measurable, where `||G||^2` is not above 0.
+    `stiffness` is the mean cosine over i != j, `sign_stiffness` that of its sign (Fort et al. 2019, arXiv 1901.09491).
+    `projection_se` has the standard error by the projection of the first two, under their names. A sign has none: it
+    does not change smoothly with a place's weight, and a cosine near 0 flips whole; `projection/error` says how near 0
+    a single projected cosine must be for that.
+    """
+
+    noise_scale: Estimate
+    stiffness: Estimate
+    sign_stiffness: Estimate
+    projection_se: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Estimate]:
+        """The numbers by name."""
+        names = ("noise_scale", "stiffness", "sign_stiffness")
+        return dict(zip(names, (self.noise_scale, self.stiffness, self.sign_stiffness), strict=True))
+
+
+def agreement(table: Signals, grams: Grams | None = None) -> Agreement:
+    """From the products of the finite rows, of all blocks as one vector; `grams` are those that are known already."""
+    products = whole_products([table], grams)
+    present, codes = np.unique(cluster_codes(table)[table.finite], return_inverse=True)
+    n_clusters = len(present)
+    cosines = cosines_of(products)
+    np.fill_diagonal(cosines, np.nan)
+    noise_scale = _noise_scale(products, codes, n_clusters)
+    stiffness = _mean_product(cosines, codes, n_clusters)
+    signs = _mean_product(np.sign(cosines), codes, n_clusters)
+    errors = _errors(table, products, codes)
+    values = {"noise_scale": noise_scale.value, "stiffness": stiffness.value}
+    kept = {name: errors[name] if math.isfinite(v) else math.nan for name, v in values.items()}
+    return Agreement(noise_scale, stiffness, signs, kept)
+
+
+def _errors(table: Signals, products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"]) -> dict[str, float]:
+    """Standard errors by the projection; 0 where gradients are not projected."""
+    lay = layouts(table.space)
+    spreads = dict.fromkeys(("noise_scale", "stiffness"), Spread())
+    for block in (b for b in table.blocks if not lay[b].is_whole):
+        at = place_influences(rows64(table, block), products, codes)
+        spreads = {name: s + spread(at[name], lay[block]) for name, s in spreads.items()}
+    return {name: s.standard_error for name, s in spreads.items()}
+
+
+def place_influences(
+    rows: Float[np.ndarray, "m k"], products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"]
+) -> dict[str, Influence]:
+    """What each place of the rows in one block does to both numbers, given the products over all blocks."""
+    counts = np.bincount(codes)
+    sums = cluster_sums(rows, codes, len(counts))
+    inside = float(np.diag(cluster_sums(cluster_sums(products, codes, len(counts)).T, codes, len(counts))).sum())
+    pairs = float(len(codes) ** 2 - (counts**2).sum()) or math.nan
+    totals = np.array([products.trace() / (len(codes) or math.nan), (products.sum() - inside) / pairs])
+    squares = (rows**2).sum(axis=0) / (len(rows) or math.nan)
+    noise_scale = ratio_influence(squares, places_apart(sums, counts), totals)
+    return {"noise_scale": noise_scale, "stiffness": _mean_cosine(rows, products)}
+
+
+def _mean_cosine(rows: Float[np.ndarray, "m k"], products: Float[np.ndarray, "m m"]) -> Influence:
+    """Of the mean cosine over i != j of the rows that are not zero."""
+    some = np.flatnonzero(products.diagonal() > 0)
+    n = float(len(some) * (len(some) - 1)) or math.nan
+    unit = rows[some] / np.sqrt(products.diagonal()[some])[:, None]
+    cosines = cosines_of(products[np.ix_(some, some)])
+    np.fill_diagonal(cosines, 0.0)
+    squares = unit**2
+    cross = unit.sum(axis=0) ** 2 - squares.sum(axis=0)
+    return Influence(cross / n - cosines.sum(axis=1) / n @ squares, squares.sum(axis=0) / (len(some) or math.nan))
+
+
+def _noise_scale(products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int) -> Estimate:
+    squares, counts = cluster_sums(products.diagonal(), codes, n_clusters), np.bincount(codes, minlength=n_clusters)
+    apart = np.where(codes[:, None] == codes, np.nan, products)
+    signal = _with_deletions(apart, codes, n_clusters)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = (squares.sum() - np.concatenate([[0.0], squares])) / (len(codes) - np.concatenate([[0], counts]))
+        values = np.where(signal > ROUNDING * total, total / signal - 1, np.nan)
+    return jackknife(float(values[0]), values[1:], bounds=(0.0, math.inf)) if np.isfinite(values[0]) else _NONE
+
+
+def _mean_product(values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int) -> Estimate:
+    """The mean of the defined entries of a symmetric matrix, with its interval over clusters."""
+    found = _with_deletions(values, codes, n_clusters)
+    return jackknife(float(found[0]), found[1:], bounds=COSINE) if np.isfinite(found[0]) else _NONE
+
+
+def _with_deletions(
+    values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int
+) -> Float[np.ndarray, " d"]:
+    """Mean of the defined entries: of all, then without the rows and columns of each cluster in turn; NaN if none."""
+    defined = np.isfinite(values)
+    sums, counts = (
+        _left_over(v, codes, n_clusters) for v in (np.where(defined, values, 0.0), defined.astype(np.float64))
+    )
+    out = np.full(len(sums), np.nan)
+    np.divide(sums, counts, out=out, where=counts > 0)
+    return out
+
+
+def _left_over(
+    values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int
+) -> Float[np.ndarray, " d"]:
+    """Sum of a symmetric matrix, then without the rows and columns of each cluster in turn."""
+    by_cluster = cluster_sums(cluster_sums(values, codes, n_clusters).T, codes, n_clusters)
+    total = by_cluster.sum()
+    return np.concatenate([[total], total - 2 * by_cluster.sum(axis=0) + by_cluster.diagonal()])

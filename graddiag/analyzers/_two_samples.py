@@ -1,0 +1,94 @@
+"""Which way does one expected gradient point relative to another, where each is known from a sample of its own?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from graddiag.statistics import COSINE, ROUNDING, Estimate, jackknife_of_two
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The products `gram` of the sums of rows of each cluster, and the `counts` of those rows."""
+
+    gram: Float[np.ndarray, "c c"]
+    counts: Int[np.ndarray, " c"]
+
+    def square_apart(self) -> Float[np.ndarray, " d"]:
+        """Squared norm of the expected gradient: with all clusters (entry 0), then without each in turn.
+
+        `(||sum g||^2 - sum_c ||sum_{i in c} g_i||^2) / (n^2 - sum n_c^2)`, the mean product of rows in different
+        clusters; NaN where that is not above zero, or no two rows are in different clusters.
+        """
+        inside, at = self.gram.diagonal(), self.counts.astype(np.float64)
+        total, n = float(self.gram.sum()), float(at.sum())
+        without = total - 2 * self.gram.sum(axis=1) + inside
+        apart = np.append(total, without) - np.append(inside.sum(), inside.sum() - inside)
+        squares = (at**2).sum()
+        pairs = np.append(n, n - at) ** 2 - np.append(squares, squares - at**2)
+        out = np.full(len(apart), np.nan)
+        np.divide(apart, pairs, out=out, where=pairs > 0)
+        least = ROUNDING * inside.sum() / squares if squares else math.nan
+        return np.where(out > least, out, np.nan)
+
+
+@dataclass(frozen=True)
+class TwoSamples:
+    """Two sets of rows that have nothing to do with each other, as products of which blocks can be added.
+
+    `across[c, k]` is the product of the sums of cluster c of the first and cluster k of the second.
+    """
+
+    first: Sample
+    second: Sample
+    across: Float[np.ndarray, "c k"]
+
+    @staticmethod
+    def of(
+        first: Float[np.ndarray, "c d"],
+        second: Float[np.ndarray, "k d"],
+        first_counts: Int[np.ndarray, " c"],
+        second_counts: Int[np.ndarray, " k"],
+    ) -> TwoSamples:
+        """Those of the sums of rows of each cluster in one block."""
+        samples = Sample(first @ first.T, first_counts), Sample(second @ second.T, second_counts)
+        return TwoSamples(*samples, first @ second.T)
+
+    def __add__(self, other: TwoSamples) -> TwoSamples:
+        first = Sample(self.first.gram + other.first.gram, self.first.counts)
+        second = Sample(self.second.gram + other.second.gram, self.second.counts)
+        return TwoSamples(first, second, self.across + other.across)
+
+    def cosine(self) -> Estimate:
+        """The cosine of the two expected gradients, without the noise of the means.
+
+        The mean product across over the roots of both `square_apart`; nothing is left out across, since no row of one
+        sample tells anything about a row of the other. Its interval is that of the delete-one-cluster jackknife over
+        both samples. NaN, not measurable, where a squared norm is not above zero; without interval where it no longer
+        is once a cluster is left out.
+        """
+        first, second = self.first.square_apart(), self.second.square_apart()
+        if not math.isfinite(first[0] * second[0]):
+            return Estimate(math.nan)
+        n, m, total = self.first.counts, self.second.counts, self.across.sum()
+        value = float(total / n.sum() / m.sum() / math.sqrt(first[0]) / math.sqrt(second[0]))
+        replicates = []
+        for counts, sums, own, other, others in (
+            (n, self.across.sum(axis=1), first, second, m),
+            (m, self.across.sum(axis=0), second, first, n),
+        ):
+            left = (counts.sum() - counts).astype(np.float64)
+            means = np.divide(total - sums, left, out=np.full(len(left), np.nan), where=left > 0) / others.sum()
+            replicates.append(means / np.sqrt(own[1:]) / math.sqrt(other[0]))
+        return jackknife_of_two(value, replicates[0], replicates[1], bounds=COSINE)
+
+
+def places_apart(sums: Float[np.ndarray, "c d"], counts: Int[np.ndarray, " c"]) -> Float[np.ndarray, " d"]:
+    """What each place adds to the squared norm of the expected gradient; NaN where all rows are in one cluster."""
+    pairs = float(counts.sum() ** 2 - (counts**2).sum())
+    products = np.asarray(sums.sum(axis=0) ** 2 - (sums**2).sum(axis=0))
+    return products / pairs if pairs else np.full(len(products), np.nan)
