@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from graddiag.besides import BesideView
 from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.rules import LIMITS, RULES
@@ -25,8 +26,8 @@ TEXT_LENGTH = 120  # characters of a cell
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows; `images` are the exhibits' figures (SVG) by name, `beside` the comparison with an edit,
-    `pair` one pair."""
+    """What the page shows; `images` are the exhibits' figures (SVG) by name, `besides` the comparisons that stand
+    beside the first, `pair` one pair."""
 
     title: str
     verdict: Sequence[str]
@@ -36,7 +37,7 @@ class Page:
     tables: Mapping[str, Table]
     origins: Table
     facts: Mapping[str, str]
-    beside: Table | None = None
+    besides: Sequence[BesideView] = ()
     pair: PairView | None = None
 
 
