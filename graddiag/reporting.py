@@ -31,7 +31,7 @@ from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
 from graddiag.findings import Edited, Findings
 from graddiag.grams import Grams
-from graddiag.report import Report, write_report
+from graddiag.publishing import Report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
 from graddiag.token_texts import read_texts

@@ -23,7 +23,7 @@ from graddiag.errors import DataError
 from graddiag.findings import Findings
 from graddiag.permutations import DRAWS, smallest_p
 from graddiag.ranking import Means, Scalars, rank_rows
-from graddiag.report import setting_of
+from graddiag.publishing import setting_of
 from graddiag.rules import FEW_CLUSTERS, Scale, judge, stem_of
 from graddiag.screen_verdict import Screening, screen_verdict
 from graddiag.verdict import evidence_of, verdict

@@ -13,7 +13,7 @@ from findings import conclude
 from tables import Table, answering, changed, compared, four_tables, taken, unnamed, with_reference
 
 from graddiag.findings import Findings
-from graddiag.report import write_report
+from graddiag.publishing import write_report
 
 ANSWERS = (1, 2, 1, 3, 4, 2, 1, 5, 6, 7, 8, 9)  # of 12 pairs: 1 three times, 2 twice
 KEPT = (0, 1, 3, 4, 7, 8, 9, 10, 11)

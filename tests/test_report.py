@@ -20,7 +20,7 @@ from graddiag.errors import ResourceError, UsageError
 from graddiag.exhibits import NAMES
 from graddiag.findings import Findings
 from graddiag.page import MOST_COLUMNS, MOST_ROWS, shorten
-from graddiag.report import write_report
+from graddiag.publishing import write_report
 from graddiag.setting import setting_of
 from graddiag.signals import Signals
 from graddiag.tables import Table, summary_table, to_csv, unit
