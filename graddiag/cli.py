@@ -37,6 +37,7 @@ from graddiag.text import visible
 
 if TYPE_CHECKING:
     from graddiag.reporting import Result
+    from graddiag.training_report import TrainingResult
 
 FAILED, INTERRUPTED, BUG = 1, 128, 70
 
@@ -146,7 +147,7 @@ def extract(
 @option("--no-figures", is_flag=True, help="Leave figures and page out.")
 @common
 def report(run: Path, *, no_figures: bool, as_json: bool, quiet: bool, thresholds: list[Threshold]) -> int:
-    """The report of a RUN again, from saved signals; no model needed."""
+    """The report of a RUN again, from saved signals or the log of a monitored training run; no model needed."""
     from graddiag.reporting import report as again
 
     return _show(again(run, figures=not no_figures), thresholds, as_json=as_json)
@@ -244,7 +245,7 @@ main.add_command(screen)
 _not_yet("erosion", "Base, aligned and tuned model side by side")
 
 
-def _show(result: Result, thresholds: list[Threshold], *, as_json: bool) -> int:
+def _show(result: Result | TrainingResult, thresholds: list[Threshold], *, as_json: bool) -> int:
     text = [*result.report.verdict, *(f"Warning: {w}" for w in result.report.warnings)]
     text += [f"Report: {result.report.html or result.report.json}", f"Again: {command_line()}"]
     print_found(json.loads(result.report.json.read_text(encoding="utf-8")), "\n".join(text), as_json=as_json)

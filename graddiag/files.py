@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     return digest
+
+
+def strict(value: object) -> object:
+    """The value with None in the place of every number that is not finite, also inside lists and mappings: JSON has no
+    NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: strict(v) for k, v in value.items()}
+    return [strict(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_json(path: Path, content: Json) -> None:

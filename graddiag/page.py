@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from graddiag.alarms import RULES as ALARM_RULES
 from graddiag.besides import BesideView
 from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.rules import LIMITS, RULES
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
+from graddiag.training_exhibits import Picture
 
 MOST_ROWS = 80  # of a table on the page, enough for every key of a run with two controls; the CSV has all
 MOST_COLUMNS = 12  # more than fit beside each other
@@ -41,8 +43,30 @@ class Page:
     pair: PairView | None = None
 
 
+@dataclass(frozen=True)
+class TrainingPage:
+    """What the page of a monitored run shows; `images` are the exhibits' figures (SVG) by name."""
+
+    title: str
+    verdict: Sequence[str]
+    warnings: Sequence[str]
+    exhibits: Sequence[Picture]
+    images: Mapping[str, bytes]
+    tables: Mapping[str, Table]
+    facts: Mapping[str, str]
+
+
 def render_page(page: Page) -> str:
     """The page as HTML."""
+    return _environment().get_template("report.html.j2").render(page=page, rules=RULES, limits=LIMITS)
+
+
+def render_training_page(page: TrainingPage) -> str:
+    """The page of a monitored run as HTML."""
+    return _environment().get_template("training.html.j2").render(page=page, rules=ALARM_RULES)
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("graddiag", "templates"),
         autoescape=True,
@@ -52,7 +76,7 @@ def render_page(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(shorten=shorten, embedded=embedded, width=width)
-    return environment.get_template("report.html.j2").render(page=page, rules=RULES, limits=LIMITS)
+    return environment
 
 
 def embedded(svg: bytes) -> str:

@@ -98,6 +98,30 @@ def sign_flips(sums: Float[np.ndarray, "c ..."], *, seed: int = 0, draws: int = 
     return Null(found.values, found.tie, distances=rows.shape[1] == 1)
 
 
+@dataclass(frozen=True)
+class Rank:
+    """Where the real sum stands among those of flipped signs: the share below it, and up to it, itself too."""
+
+    below: float
+    up_to: float
+
+
+def sign_flip_rank(values: Float[np.ndarray, " n"], *, seed: int = 0, draws: int = DRAWS) -> Rank:
+    """Where `sum(values)` stands among the sums with random signs: one-sided, unlike `sign_flips`.
+
+    All signs where there are at most 14 values, else the real ones and `draws` random patterns from `seed`. If each
+    value is as likely as its negative, `P(up_to <= p) <= p`, and a number drawn evenly between the two ends is even on
+    0..1, whatever the sizes of the values.
+    """
+    n, scale = len(values), float(np.abs(values).sum())
+    unit = values / (scale or 1.0)
+    sums = np.concatenate([(s * 2.0 - 1) @ unit for s in sign_patterns(n, seed, draws)])
+    if n <= EXHAUSTIVE:
+        sums = np.concatenate([sums, -sums])  # the patterns hold one of each mirror image
+    real, tie = float(unit.sum()), TIE * float(np.finfo(np.float64).eps)
+    return Rank(float(np.mean(sums < real - tie)), float(np.mean(sums <= real + tie)))
+
+
 def sign_flips_each(sums: Float[np.ndarray, "c b"], *, seed: int = 0, draws: int = DRAWS) -> list[Null]:
     """`|sum_c s_c D_c|` of many numbers under the same signs: `sign_flips` of each column, in one pass."""
     n = len(sums)

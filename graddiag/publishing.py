@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from graddiag.besides import NAMES as BESIDES
 from graddiag.besides import besides
 from graddiag.exhibits import NAMES as EXHIBITS
 from graddiag.exhibits import Exhibit, exhibits
+from graddiag.files import strict
 from graddiag.findings import Edited, Findings
 from graddiag.folder import Folder
 from graddiag.page import Page, render_page
@@ -104,16 +104,7 @@ def _json(findings: Findings, lines: tuple[str, ...], warnings: tuple[str, ...])
         "blocks": findings.block_summary(),
         "warnings": warnings,
     }
-    return json.dumps(_strict(content), allow_nan=False, indent=1) + "\n"
-
-
-def _strict(value: object) -> object:
-    """The value with None in the place of every number that is not finite: JSON has no NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {k: _strict(v) for k, v in value.items()}
-    return [_strict(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return json.dumps(strict(content), allow_nan=False, indent=1) + "\n"
 
 
 def _provenance(findings: Findings) -> Json:

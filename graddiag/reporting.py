@@ -35,6 +35,8 @@ from graddiag.publishing import Report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
 from graddiag.token_texts import read_texts
+from graddiag.training_log import is_training_run
+from graddiag.training_report import TrainingResult, report_training
 
 RUN_FILE = "run.json"
 PAIRS, EDITED_PAIRS = "pairs", "pairs-edited"  # folders of exact products
@@ -70,12 +72,14 @@ class Analysis:
     edited_strangers: bool = False
 
 
-def report(run: str | Path, *, figures: bool = True) -> Result:
-    """The report of a run again, from its saved signals; no model is needed.
+def report(run: str | Path, *, figures: bool = True) -> Result | TrainingResult:
+    """The report of a run again: of a comparison from its saved signals, of a monitored training run from its log.
 
-    Raises DataError where the folder is no run, or the run was interrupted.
+    No model is needed. Raises DataError where the folder is no run, or the run was interrupted.
     """
     folder = Path(run)
+    if is_training_run(folder):
+        return report_training(folder, figures=figures)
     if not (folder / RUN_FILE).is_file():
         raise DataError(
             f"{folder} is not a finished run ({RUN_FILE} is missing). Give the compare command again to finish it."

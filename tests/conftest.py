@@ -13,7 +13,20 @@ from importlib import import_module
 from jaxtyping import install_import_hook
 
 # Shapes in annotations are enforced in tests, in the modules that compute.
-CHECKED = ("comparison", "statistics", "head", "projection", "analyzers", "gradients", "token_scores", "adam", "bands")
+CHECKED = (
+    "comparison",
+    "statistics",
+    "head",
+    "projection",
+    "analyzers",
+    "gradients",
+    "token_scores",
+    "adam",
+    "bands",
+    "probe_values",
+    "alarms",
+    "training_view",
+)
 with install_import_hook([f"graddiag.{m}" for m in CHECKED], "beartype.beartype"):
     for module in CHECKED:
         import_module(f"graddiag.{module}")

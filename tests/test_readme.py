@@ -10,7 +10,9 @@ import torch
 from loops import SAFETY, padded
 
 import graddiag
+from graddiag.alarms import RULES as ALARM_RULES
 from graddiag.rules import RULES
+from graddiag.training_log import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +55,28 @@ def test_the_training_loop_runs(readme):
     exec(code(readme, "While it trains"), names)
     assert [p.step for p in names["monitor"].probes] == [0, 10]
     assert names["monitor"].probes[-1].predicted_change is not None
+
+
+def test_the_table_of_alarms_is_that_of_the_code(readme):
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \| (.+) \|$", readme.split("### Alarms")[1].split("\n## ")[0], re.M)
+    assert rows[2:] == [(r.name, r.when, r.means, r.not_shown) for r in ALARM_RULES]
+
+
+def test_the_watched_loop_runs_and_leaves_a_run(readme, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = graddiag.load_model("tiny")
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    names = {"graddiag": graddiag, "model": model, "tokenizer": tokenizer, "safe_answers": SAFETY}
+    names["optimizer"] = optimizer
+    exec(code(readme, "Alarms"), names)
+    batch = padded(tokenizer)
+    for _ in range(11):
+        with names["monitor"].step(batch):
+            model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [p.step for p in read_log(tmp_path / "runs" / "training").probes] == [0, 10]
 
 
 def test_files_and_figures_that_it_links_to_are_there(readme):
