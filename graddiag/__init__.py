@@ -22,11 +22,15 @@ _HOME = {
     "alignment_adam": "graddiag.analyzers",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
+    "MonitorCallback": "graddiag.monitor",
+    "LightningMonitor": "graddiag.monitor._lightning",
 }
 __all__ = [
     "Comparison",
     "GraddiagError",
+    "LightningMonitor",
     "Monitor",
+    "MonitorCallback",
     "Signals",
     "alignment",
     "alignment_adam",
@@ -46,7 +50,8 @@ if TYPE_CHECKING:
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract
     from graddiag.models import load_model
-    from graddiag.monitor import Monitor
+    from graddiag.monitor import Monitor, MonitorCallback
+    from graddiag.monitor._lightning import LightningMonitor
     from graddiag.pipeline import compare
     from graddiag.reporting import report
     from graddiag.screening import screen

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import accelerate
+import lightning
 import pytest
 import torch
-from loops import SAFETY, padded
+from loops import SAFETY, padded, tiny
+from trainers import trainer
 
 import graddiag
 from graddiag.alarms import RULES as ALARM_RULES
@@ -54,7 +57,59 @@ def test_the_training_loop_runs(readme):
     }
     exec(code(readme, "While it trains"), names)
     assert [p.step for p in names["monitor"].probes] == [0, 10]
-    assert names["monitor"].probes[-1].predicted_change is not None
+
+
+def test_the_trainer_with_a_callback_runs(readme, tmp_path):
+    model, tokenizer = tiny()
+    run = trainer(model, tokenizer, tmp_path, max_steps=11)
+    names = {"graddiag": graddiag, "safe_answers": SAFETY, "trainer": run}
+    exec(code(readme, "Hugging Face Trainer and TRL"), names)
+    assert [p.step for p in names["callback"].monitor.probes] == [0, 10]
+    assert sum("graddiag/cosine" in entry for entry in run.state.log_history) == 2
+
+
+def test_the_loop_with_accelerate_runs(readme):
+    model, tokenizer = tiny()
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-4))
+    names = {
+        "graddiag": graddiag,
+        "accelerator": accelerator,
+        "model": model,
+        "tokenizer": tokenizer,
+        "safe_answers": SAFETY,
+        "optimizer": optimizer,
+        "batches": [padded(tokenizer)] * 22,
+    }
+    exec(code(readme, "Accelerate"), names)
+    assert [p.step for p in names["monitor"].probes] == [0, 10]
+    assert [len(p.ids) for p in names["monitor"].probes] == [2 * len(padded(tokenizer)["labels"])] * 2
+
+
+def test_the_lightning_trainer_runs(readme, tmp_path, monkeypatch):
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = tiny()[0]
+
+        def training_step(self, batch, index):
+            return self.model(**batch).loss
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny()[1]
+    names = {
+        "graddiag": graddiag,
+        "lightning": lightning,
+        "module": Module(),
+        "tokenizer": tokenizer,
+        "safe_answers": SAFETY,
+        "batches": torch.utils.data.DataLoader([padded(tokenizer)] * 11, batch_size=None),
+    }
+    exec(code(readme, "Lightning"), names)
+    assert [p.step for p in names["callback"].monitor.probes] == [0, 10]
 
 
 def test_the_table_of_alarms_is_that_of_the_code(readme):

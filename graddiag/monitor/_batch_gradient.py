@@ -96,6 +96,18 @@ class BatchGradient:
         return found is not None and float(found.norm2) != 0
 
 
+def held(blocks: Sequence[Selected], means: Mapping[str, Tensor]) -> Against:
+    """The gradient that the parameters hold now, beside the means: averaged over processes, maybe clipped."""
+    dot, norm = {}, {}
+    with torch.no_grad():
+        for b in blocks:
+            name, grad = b.block.name, b.parameter.grad
+            part = None if grad is None else share(grad, b)
+            dot[name] = 0.0 if part is None else float((part.to(means[name].dtype) * means[name]).sum())
+            norm[name] = 0.0 if part is None else float(squared_norm(part).sqrt())
+    return Against(dot, norm)
+
+
 def share(x: Tensor, b: Selected) -> Tensor:
     """The block's share of something of its parameter's shape: one attention head's, or all."""
     return x.narrow(b.part.dim, b.part.start, b.part.stop - b.part.start) if b.part else x

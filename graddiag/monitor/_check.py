@@ -21,7 +21,8 @@ from graddiag.monitor._inputs import IGNORED, Inputs
 from graddiag.monitor._scale import loss_and_logits
 from graddiag.startcheck import limit_for, spread
 
-_WITHOUT = ("labels", "shift_labels", "num_items_in_batch")  # so that the model gives logits and no loss of its own
+# So that the model gives logits and no loss of its own; the last is TRL's name for a head that gives no logits.
+_WITHOUT = ("labels", "shift_labels", "num_items_in_batch", "fused_lm_head")
 _SMALL = 1e-2  # of the norm over the checked blocks: below it a block's own norm is no scale for rounding
 
 
@@ -83,6 +84,8 @@ class FirstCheck:
 
     def compare(self, factors: np.ndarray) -> None:
         """Raises WrongRows where the captured gradient, scaled to that of the example's own loss, is another one."""
+        if not self._wanted:
+            return
         factor, limit = float(factors[self._number]), limit_for(self._dtype)
         floor = _SMALL * math.sqrt(sum(float(w.double().square().sum()) for w in self._wanted.values()))
         for name, wanted in self._wanted.items():

@@ -41,6 +41,11 @@ class OfExamples:
         return OfExamples(one.inputs.ids, dots, norms, one.weights.losses(), notes if empty else ())
 
     @staticmethod
+    def none() -> OfExamples:
+        """Those of a process that has no batch."""
+        return OfExamples((), np.zeros(0), np.zeros(0), np.zeros(0))
+
+    @staticmethod
     def concat(parts: Sequence[OfExamples], notes: tuple[str, ...]) -> OfExamples:
         """The parts one after the other, with what else must be said."""
         dots, norms, losses = (np.concatenate([getattr(p, x) for p in parts]) for x in ("dots", "norms", "losses"))

@@ -1,4 +1,4 @@
-"""Which steps are probed, and what an error of ours does to the training loop: nothing."""
+"""What a training loop sees of the monitor, and what an error of ours does to the loop: nothing."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch.nn import Module
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from graddiag.blocks import Selected, select_blocks
+from graddiag.alarms import Alarm, Choice, Limits, Notice, Todo
 from graddiag.data import Source, read_set
 from graddiag.encoding import encode
-from graddiag.errors import UsageError
+from graddiag.errors import DataError
 from graddiag.extraction import BATCH_TOKENS, ready, row_length
-from graddiag.head import inner_model
+from graddiag.monitor._alerts import Alerts
 from graddiag.monitor._check import WrongRows
+from graddiag.monitor._prober import Prober
+from graddiag.monitor._ranks import FailedTogether, Ranks
 from graddiag.monitor._rows import Keeper, check_kept
-from graddiag.monitor._window import Watch, Window
+from graddiag.monitor._setup import check_numbers, inner_optimizer, on_rows, scale_of, trained, unwrapped
+from graddiag.monitor._window import Watch
 from graddiag.probes import Probe
 from graddiag.projection import Toward
 from graddiag.readings import bare_extractor
 
 KEPT = 64  # probes that a monitor remembers
-NOT_STEPPED = "The gradients were emptied without a step of the optimizer (not finite?): no update was measured."
+SCHEMA = 1  # of a saved state
 RANK = 16  # of the stand-in for the safety gradient
 _log = logging.getLogger("graddiag")
 
@@ -43,11 +43,18 @@ class Monitor:
     `accumulation` with-blocks. Each probe is a `Probe`, given to `on_probe` as soon as it is complete; the last 64 are
     in `probes`. What `on_probe` raises reaches the loop.
 
+    Rules with `limits` watch the probes: what they say is in `alarms`, what concerns the monitor itself in `notices`.
+    `action` says what is done about an alarm: "log", "warn", "checkpoint" (`should_save` is set, for the loop to see
+    and set back), "stop" (`should_stop` is set), "raise", or a function of the alarm; or one of these for each rule.
+    While an alarm stands, examples are multiplied exactly. Where probes cost more than the limits allow, `every` is
+    doubled. Probes and alarms are kept as lines in `folder`, of which `graddiag report` makes a page.
+
     The training is not changed: weights after any number of steps are bit for bit what they would be. Probed are the
     trained `blocks` (patterns as everywhere; by default linear weights inside the decoder layers). Examples are
     multiplied with a stand-in of rank `rank` for the safety gradient, or with that itself if `exact`. `scale` says by
     what a loss is multiplied before its backward pass and its gradients are divided after it: `scaler.get_scale` of a
-    GradScaler.
+    GradScaler (accelerate's own is found). With `closure` the optimizer's step runs forward and backward pass itself;
+    then `settle` may be called between backward pass and update, for the first check to come in time.
 
     With a `projection` ("logra" and others, `dim`, `seed` as in `extract`) the examples' gradients are kept, as
     signals, in `folder/rows/step-...`; their ids are places in the run, their digests those of the same rows elsewhere.
@@ -70,6 +77,7 @@ class Monitor:
         rank: int = RANK,
         exact: bool = False,
         scale: Callable[[], float] | None = None,
+        closure: bool = False,
         target: str = "answer",
         max_length: int | None = None,
         projection: str | None = None,
@@ -77,36 +85,97 @@ class Monitor:
         seed: int = 0,
         folder: str | Path | None = None,
         batch_tokens: int = BATCH_TOKENS,
+        limits: Limits | None = None,
+        action: Choice = "warn",
         on_probe: Callable[[Probe], None] | None = None,
         strict: bool = False,
     ) -> None:
-        _check_numbers(every=every, accumulation=accumulation, rank=rank)
+        check_numbers(every=every, accumulation=accumulation, rank=rank)
         check_kept(projection, folder)
-        inner = _unwrapped(model)
-        chosen = _trained(inner, blocks)
+        inner = unwrapped(model)
+        chosen, ranks = trained(inner, blocks), Ranks.now()
         encoded = encode(read_set(safety), tokenizer, target=target, max_length=row_length(inner, max_length))
-        extractor = bare_extractor(inner, chosen, Toward())
-        watch = Watch(inner, extractor, encoded.rows, batch_tokens, rank, scale or (lambda: 1.0))
+        watch = Watch(
+            inner, bare_extractor(inner, chosen, Toward()), encoded.rows, batch_tokens, rank,
+            scale or scale_of(optimizer), many=ranks.many,
+        )  # fmt: skip
         if projection is not None and folder is not None:
             names = [b.block.name for b in watch.row_blocks]
             rows = ready(
                 inner, tokenizer, blocks=names, projection=projection, dim=dim, seed=seed, target=target,
                 max_length=max_length,
             )  # fmt: skip
-            watch = replace(watch, keeper=Keeper(Path(folder) / "rows", rows))
-        self._watch = watch
-        self.every, self.exact, self.strict = every, exact, strict
-        self.steps = 0  # optimizer steps taken
+            place = Path(folder) / (f"rows-of-process-{ranks.this}" if ranks.this else "rows")
+            watch = replace(watch, keeper=Keeper(place, rows))
+        self._always_exact, self._ranks = exact, ranks
+        facts = {"model": _name(inner), "safety": f"{len(encoded.rows)} examples", "every": f"{every} steps at first"}
+        log = Path(folder) if folder is not None and ranks.this == 0 else None
+        self._alerts = Alerts(limits, action, every=every, folder=log, facts=facts, quiet=ranks.this > 0)
+        self.strict = strict
         self.failed: Exception | None = None
         self.probes: deque[Probe] = deque(maxlen=KEPT)
-        self._accumulation, self._in_step = accumulation, 0
-        self._on_probe, self._ready = on_probe, list[Probe]()
-        self._window: Window | None = None
-        self._probed, self._first = -1, True  # the last step of which a probe was begun; whether none is complete
-        self._any_optimizer: RemovableHandle | None = None
-        self._notes: tuple[str, ...] = (*encoded.notes, *_on_rows(self._watch))
-        self._optimizer = _inner_optimizer(optimizer, chosen)
+        self._on_probe, self._ready = on_probe, list[tuple[Probe, Todo]]()
+        self._optimizer = inner_optimizer(optimizer, chosen)
+        self._prober = Prober(
+            watch, ranks, accumulation=None if optimizer is not None else accumulation, closure=closure,
+            before_any_optimizer=self._before_optimizer, notes=(*encoded.notes, *on_rows(watch)),
+        )  # fmt: skip
         self._handles = self._on_optimizer()
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """All alarms so far, in their order."""
+        return list(self._alerts.watch.alarms)
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What concerns the monitor itself: its cost, what it cannot see."""
+        return list(self._alerts.watch.notices)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return self._prober.steps
+
+    @property
+    def every(self) -> int:
+        """A step is probed if its number is a multiple of this."""
+        return self._alerts.watch.every
+
+    @property
+    def exact(self) -> bool:
+        """Whether examples are multiplied with the whole safety gradient at the next probe."""
+        return self._always_exact or self._alerts.stand
+
+    @property
+    def should_save(self) -> bool:
+        """Whether an alarm asks for a checkpoint; the loop sets it back when it has saved one."""
+        return self._alerts.should_save
+
+    @should_save.setter
+    def should_save(self, value: bool) -> None:
+        self._alerts.should_save = value
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether an alarm asks for the end of training."""
+        return self._alerts.should_stop
+
+    def state(self) -> dict[str, object]:
+        """What the monitor knows between two steps, as strict JSON: kept with a checkpoint of the training."""
+        return {"schema": SCHEMA, "steps": self.steps, "alarms": self._alerts.watch.state()}
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Goes on from a state, as if there had been no interruption: steps, `every`, alarms, and the limits of then.
+
+        Probes before it are not remembered in `probes`. Raises DataError where it is not the state of a monitor.
+        """
+        steps, alarms = state.get("steps"), state.get("alarms")
+        if state.get("schema") != SCHEMA or not isinstance(steps, int) or not isinstance(alarms, Mapping):
+            raise DataError(f"This is no state of a monitor (keys {sorted(state)}). Give what monitor.state() gave.")
+        self.abandon()
+        self._alerts.go_on(alarms)
+        self._prober.go_on(steps)
 
     def _on_optimizer(self) -> ExitStack:
         """Hooks on the optimizer, which stay there: they count its steps."""
@@ -137,92 +206,64 @@ class Monitor:
         """What happens before a step's forward pass; for loops that have no room for a with-block."""
         with self._never_in_the_way():
             if self.failed is None:
-                self._begin(batch or {})
+                self._see(self._prober.begin(batch or {}, every=self.every, exact=self.exact))
         self._emit()
 
     def end(self) -> None:
         """What happens after a step's backward pass."""
         with self._never_in_the_way():
             if self.failed is None:
-                self._end()
+                self._see(self._prober.end())
         self._emit()
+
+    def settle(self) -> None:
+        """All backward passes of the step that is being probed are done; raises WrongRows where the check fails."""
+        with self._never_in_the_way():
+            self._prober.settle()
 
     def abandon(self) -> None:
         """Forgets the step that is being probed, and takes all hooks off the model."""
-        if self._any_optimizer is not None:
-            self._any_optimizer.remove()
-            self._any_optimizer = None
-        if self._window is not None:
-            self._window.close()
-            self._window = None
+        self._prober.abandon()
 
     def close(self) -> None:
         """Takes the monitor off model and optimizer for good."""
         self.abandon()
         self._handles.close()
 
-    def _begin(self, batch: Mapping[str, object]) -> None:
-        if self._window is not None and self._optimizer is not None and self._watch.grads_are_gone():
-            self._finish(NOT_STEPPED)
-        if self._window is None and self.steps % self.every == 0 and self.steps != self._probed:
-            self._probed = self.steps
-            self._window = Window(self._watch, self.steps, exact=self.exact, check=self._first)
-        if self._window is not None:
-            self._window.open(batch)
-            if self._first and self._optimizer is None:
-                self._any_optimizer = register_optimizer_step_pre_hook(lambda *_: self._before_optimizer())
-
-    def _end(self) -> None:
-        if self._any_optimizer is not None:
-            self._any_optimizer.remove()
-            self._any_optimizer = None
-        if self._window is not None:
-            self._window.close()
-        if self._optimizer is None:
-            self._in_step += 1
-            if self._in_step >= self._accumulation:
-                self._in_step = 0
-                self.steps += 1
-                self._finish()
-
     def _before_optimizer(self) -> None:
         """Just before a step: the last moment for the first check."""
-        with self._never_in_the_way():
-            if self._window is not None:
-                self._window.settle()
-                if self._optimizer is not None:
-                    self._window.before_update()
+        if self.failed is None:
+            with self._never_in_the_way():
+                self._prober.settle_before_update()
+            with self._never_in_the_way():
+                self._prober.before_update()
 
     def _after_optimizer(self) -> None:
-        self.steps += 1
         with self._never_in_the_way():
-            self._finish()
+            self._see(self._prober.after_update())
         self._emit()
 
-    def _finish(self, *notes: str) -> None:
-        """Turns the step that is being probed, if there is one, into a probe."""
-        if self._window is None:
-            return
-        said = (*self._notes, *self._watch.extractor.notes, *notes)
-        self._notes = ()
-        self._watch.extractor.notes.clear()
-        probe = self._window.probe(said)
-        self._window, self._first = None, False
-        self.probes.append(probe)
-        self._ready.append(probe)
+    def _see(self, probe: Probe | None) -> None:
+        if probe is not None:
+            self.probes.append(probe)
+            self._ready.append((probe, self._alerts.see(probe)))
 
     def _emit(self) -> None:
         """Hands complete probes on, where what is raised reaches the loop."""
         while self._ready:
-            probe = self._ready.pop(0)
+            probe, todo = self._ready.pop(0)
             if self._on_probe is not None:
                 self._on_probe(probe)
+            self._alerts.do(todo)
 
     @contextmanager
     def _never_in_the_way(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # whatever it is, it is not the training's fault
+            if self._ranks.many and not isinstance(error, FailedTogether):
+                self._prober.failed_here(error)
+                return
             self.failed = error
             self.close()
             if self.strict or isinstance(error, WrongRows):
@@ -230,58 +271,5 @@ class Monitor:
             _log.exception("graddiag's monitor is off from step %d on; the training goes on without it.", self.steps)
 
 
-def _check_numbers(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise UsageError(f"{name}={value}: the monitor needs a whole number of at least 1.")
-
-
-def _unwrapped(model: Module) -> PreTrainedModel:
-    """The model itself, without the wrapper of distributed training. Raises UsageError for a compiled one."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    if "_orig_mod" in dict(inner.named_children()):
-        raise UsageError(
-            "The model is compiled, and a compiled model goes past the hooks. Give the monitor and the loop the model "
-            "as it was before torch.compile."
-        )
-    inner_model(inner)
-    return inner  # type: ignore[return-value]  # or a PEFT model around one, which has the same methods
-
-
-def _trained(model: PreTrainedModel, patterns: Sequence[str] | None) -> tuple[Selected, ...]:
-    """The chosen blocks. Raises UsageError where one was named that is not trained, or none is trained."""
-    chosen = select_blocks(model, patterns)
-    frozen = [b.block.name for b in chosen if not b.parameter.requires_grad]
-    if len(frozen) == len(chosen) or (frozen and patterns is not None):
-        raise UsageError(
-            f"{len(frozen)} of {len(chosen)} chosen blocks are not trained (requires_grad is False), the first is "
-            f"{frozen[0]!r}. Name trained ones with blocks=[...], and make the monitor after parameters are frozen or "
-            "adapters added."
-        )
-    return tuple(b for b in chosen if b.parameter.requires_grad)
-
-
-def _inner_optimizer(optimizer: Optimizer | None, blocks: Sequence[Selected]) -> Optimizer | None:
-    """The optimizer whose step is the real one. Raises UsageError where it has none of the blocks."""
-    if optimizer is None:
-        return None
-    inner: Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the one that it was given
-    known = {id(p) for group in inner.param_groups for p in group["params"]}
-    if not any(id(b.parameter) in known for b in blocks):
-        raise UsageError(
-            f"The optimizer has none of the {len(blocks)} watched blocks, the first is {blocks[0].block.name!r}. Pass "
-            "the optimizer that trains this model, made before the monitor."
-        )
-    return inner
-
-
-def _on_rows(watch: Watch) -> tuple[str, ...]:
-    other = [b.block.name for b in watch.blocks if b not in watch.row_blocks]
-    return (
-        (
-            f"{len(other)} of {len(watch.blocks)} blocks, the first is {other[0]!r}, are in the batch's gradient and "
-            "the update, but not in the examples' numbers: an example's share of them cannot be told there.",
-        )
-        if other
-        else ()
-    )
+def _name(model: PreTrainedModel) -> str:
+    return str(model.config.name_or_path) or type(model).__name__

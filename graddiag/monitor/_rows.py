@@ -35,8 +35,9 @@ class Keeper:
         weights = provenance.weights
         of_step = digest_of([weights, str(step), seen]) if step else weights
         provenance = replace(provenance, weights=of_step)
-        table = Signals.concat([rows.table(p, step, space, provenance) for p in passes if p.inputs.segments])
-        save_signals(self.folder / f"step-{step:08d}", table, overwrite=True)
+        tables = [rows.table(p, step, space, provenance) for p in passes if p.inputs.segments]
+        if tables:
+            save_signals(self.folder / f"step-{step:08d}", Signals.concat(tables), overwrite=True)
 
 
 @dataclass(eq=False)

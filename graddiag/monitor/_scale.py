@@ -25,7 +25,8 @@ class TokenWeights:
     The model's own loss is the mean over all targets of the batch, or their sum over `num_items_in_batch`; what was
     done with it afterwards (divided by the accumulation, multiplied by a GradScaler) is the gradient that arrives at
     it. Where that loss is not there, not used, or not such a mean, the weights are read off the gradient of the logits,
-    `w (softmax - onehot)`.
+    `w (softmax - onehot)`; where a fused head gives no logits but the log-probabilities of the labels (TRL), off that
+    of those, `w`.
     """
 
     def __init__(self, inputs: Inputs, output: object, guarded: Hook) -> None:
@@ -35,11 +36,18 @@ class TokenWeights:
         self._dtype = torch.float32
         self._factor: float | None = None
         self._label_grads: Tensor | None = None
+        self._fused = False
+        log_probs = log_probs_of(output)
         if logits is not None and logits.shape[:2] == inputs.targets.shape:
             self._dtype = logits.dtype
             self._at, self._labels = _places(inputs, logits.device)
             self.token_losses = _token_losses(logits.detach(), self._at, self._labels)
-            logits.register_hook(guarded(self._logits_grad))  # type: ignore[no-untyped-call]
+            logits.register_hook(guarded(self._label_grad))  # type: ignore[no-untyped-call]
+        elif log_probs is not None and len(log_probs) == len(inputs.targets):
+            self._dtype, self._fused = log_probs.dtype, True
+            self._at = _places(inputs, log_probs.device)[0]
+            self.token_losses = -log_probs.detach()[self._at]
+            log_probs.register_hook(guarded(self._label_grad))  # type: ignore[no-untyped-call]
         if loss is not None and loss.requires_grad and self._is_the_mean(loss):
             loss.register_hook(guarded(self._loss_grad))  # type: ignore[no-untyped-call]
 
@@ -70,7 +78,9 @@ class TokenWeights:
         if self._factor is not None:
             weights = np.full(len(self._inputs.segments), self._factor / self._divisor())
         elif self._label_grads is not None and self.token_losses is not None:
-            weights = self._from_logits(self._label_grads, self.token_losses)
+            # What a token's loss has as gradient there: p - 1 at its label's logit, -1 at its log-probability.
+            shape = torch.expm1(-self.token_losses.double())
+            weights = self._fitted(self._label_grads, torch.full_like(shape, -1) if self._fused else shape)
         else:
             raise DataError(
                 "No gradient arrived at the model's loss or logits, so the weight of a token in the batch's loss is "
@@ -93,15 +103,16 @@ class TokenWeights:
     def _loss_grad(self, grad: Tensor) -> None:
         self._factor = (self._factor or 0.0) + float(grad)
 
-    def _logits_grad(self, grad: Tensor) -> None:
+    def _label_grad(self, grad: Tensor) -> None:
+        """Takes the gradient at the labels' logits, or at their log-probabilities."""
         if self._factor is None:
-            rows, columns = self._at
-            found = grad[rows, columns, self._labels].double()
+            found = (grad[self._at] if self._fused else grad[(*self._at, self._labels)]).double()
             self._label_grads = found if self._label_grads is None else self._label_grads + found
 
-    def _from_logits(self, found: Tensor, losses: Tensor) -> Float[np.ndarray, " n"]:
-        """Least squares of `w (p - 1)` to the gradient at each label's logit."""
-        shape = torch.expm1(-losses.double())  # p - 1
+    def _fitted(self, found: Tensor, shape: Tensor) -> Float[np.ndarray, " n"]:
+        """Least squares of `w shape` to the gradient at each label, a weight w per example."""
+        if not self._inputs.segments:
+            return np.zeros(0)
         known = self._sums(shape.square())
         total, sure = self._sums(found * shape), known < _SURE * self._inputs.counts
         weights = total / np.where(sure, 1, known)
@@ -138,6 +149,12 @@ def loss_and_logits(output: object) -> tuple[Tensor | None, Tensor | None]:
         values = list(output[:2]) if isinstance(output, (list, tuple)) else [output]
     tensors = [x for x in values if isinstance(x, Tensor) and x.is_floating_point()]
     return next((x for x in tensors if x.dim() == 0), None), next((x for x in tensors if x.dim() == 3), None)
+
+
+def log_probs_of(output: object) -> Tensor | None:
+    """The log-probabilities [r, t] of the labels in what a model with a fused head gave, None where it has none."""
+    found = output.get("log_probs") if isinstance(output, Mapping) else None
+    return found if isinstance(found, Tensor) and found.dim() == 2 and found.requires_grad else None
 
 
 def _places(inputs: Inputs, device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:

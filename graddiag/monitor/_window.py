@@ -16,7 +16,7 @@ from graddiag.errors import DataError
 from graddiag.extractor import Extractor
 from graddiag.formation import form
 from graddiag.gradients import Workspace
-from graddiag.monitor._batch_gradient import BatchGradient
+from graddiag.monitor._batch_gradient import BatchGradient, held
 from graddiag.monitor._capture import Capture, Pass
 from graddiag.monitor._check import FirstCheck
 from graddiag.monitor._examples import OfExamples, Rows
@@ -27,7 +27,7 @@ from graddiag.monitor._rows import Keeper, ProjectedRows
 from graddiag.monitor._safety import measure_safety
 from graddiag.monitor._standin import StandIn
 from graddiag.monitor._update import UpdateReader
-from graddiag.probes import Probe
+from graddiag.probes import Against, Probe
 
 _BY_ROW = (Kind.LINEAR, Kind.CONV1D, Kind.BIAS, Kind.LOOKUP)
 
@@ -43,6 +43,7 @@ class Watch:
     rank: int
     scale: Callable[[], float]
     keeper: Keeper | None = None
+    many: bool = False  # processes, each with examples of its own
 
     @property
     def blocks(self) -> tuple[Selected, ...]:
@@ -55,9 +56,10 @@ class Watch:
         return tuple(b for b in self.blocks if len(b.uses) == 1 and b.uses[0].kind in _BY_ROW)
 
     def grads_are_gone(self) -> bool:
-        """Whether no watched parameter has a gradient that is not 0: a new step begins."""
+        """Whether no watched parameter has a gradient that is not 0: a new step begins. Of many processes one may have
+        zeros where others do not, so that only a gradient that is not there counts."""
         grads = (b.parameter.grad for b in self.blocks)
-        return not any(g is not None and bool(g.any()) for g in grads)
+        return not any(g is not None and (self.many or bool(g.any())) for g in grads)
 
 
 class Window:
@@ -81,6 +83,7 @@ class Window:
         self._of_loop = 0.0
         self._update_started: float | None = None
         self._of_examples: OfExamples | None = None
+        self.shared: Against | None = None  # the gradient of all processes, where there are many
         self._guard.seconds += time.perf_counter() - start
 
     @property
@@ -114,6 +117,8 @@ class Window:
         self._guard.check()
         self._capture.finish()
         self._of_examples = self._examples()
+        if self._watch.many:
+            self.shared = held(self._watch.blocks, self._safety.means)
         self._guard.seconds += time.perf_counter() - start
 
     def before_update(self) -> None:
@@ -175,6 +180,8 @@ class Window:
         names = [b.block.name for b in self._watch.row_blocks]
         passes = [p for p in self._capture.passes if p.weights is not None and p.weights.arrived]
         self._rows.check_complete(self._capture.passes, names, self._batch_gradient)
+        if not passes and self._watch.many:
+            return OfExamples.none()  # the others' batches may have examples
         if not passes:
             raise DataError(
                 f"{len(self._capture.passes)} forward passes of the model and no backward pass were seen inside "

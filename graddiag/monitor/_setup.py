@@ -1,0 +1,81 @@
+"""Can this model, its blocks and its optimizer be watched?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from graddiag.blocks import Selected, select_blocks
+from graddiag.errors import UsageError
+from graddiag.head import inner_model
+from graddiag.monitor._window import Watch
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raises UsageError for a number below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise UsageError(f"{name}={value}: the monitor needs a whole number of at least 1.")
+
+
+def unwrapped(model: Module) -> PreTrainedModel:
+    """The model itself, without the wrapper of distributed training. Raises UsageError for a compiled one."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if "_orig_mod" in dict(inner.named_children()):
+        raise UsageError(
+            "The model is compiled, and a compiled model goes past the hooks. Give the monitor and the loop the model "
+            "as it was before torch.compile."
+        )
+    inner_model(inner)
+    return inner  # type: ignore[return-value]  # or a PEFT model around one, which has the same methods
+
+
+def trained(model: PreTrainedModel, patterns: Sequence[str] | None) -> tuple[Selected, ...]:
+    """The chosen blocks. Raises UsageError where one was named that is not trained, or none is trained."""
+    chosen = select_blocks(model, patterns)
+    frozen = [b.block.name for b in chosen if not b.parameter.requires_grad]
+    if len(frozen) == len(chosen) or (frozen and patterns is not None):
+        raise UsageError(
+            f"{len(frozen)} of {len(chosen)} chosen blocks are not trained (requires_grad is False), the first is "
+            f"{frozen[0]!r}. Name trained ones with blocks=[...], and make the monitor after parameters are frozen or "
+            "adapters added."
+        )
+    return tuple(b for b in chosen if b.parameter.requires_grad)
+
+
+def inner_optimizer(optimizer: Optimizer | None, blocks: Sequence[Selected]) -> Optimizer | None:
+    """The optimizer whose step is the real one. Raises UsageError where it has none of the blocks."""
+    if optimizer is None:
+        return None
+    inner: Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the one that it was given
+    known = {id(p) for group in inner.param_groups for p in group["params"]}
+    if not any(id(b.parameter) in known for b in blocks):
+        raise UsageError(
+            f"The optimizer has none of the {len(blocks)} watched blocks, the first is {blocks[0].block.name!r}. Pass "
+            "the optimizer that trains this model, made before the monitor."
+        )
+    return inner
+
+
+def scale_of(optimizer: Optimizer | None) -> Callable[[], float]:
+    """By what a loss is multiplied: the factor of the GradScaler that accelerate's optimizer has, else 1."""
+    scaler = getattr(optimizer, "scaler", None)
+    found: Callable[[], float] = (lambda: 1.0) if scaler is None else scaler.get_scale
+    return found
+
+
+def on_rows(watch: Watch) -> tuple[str, ...]:
+    """What must be said where some blocks have no rows."""
+    other = [b.block.name for b in watch.blocks if b not in watch.row_blocks]
+    return (
+        (
+            f"{len(other)} of {len(watch.blocks)} blocks, the first is {other[0]!r}, are in the batch's gradient and "
+            "the update, but not in the examples' numbers: an example's share of them cannot be told there.",
+        )
+        if other
+        else ()
+    )
