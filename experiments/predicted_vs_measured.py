@@ -44,15 +44,16 @@ COLOURS = {"SGD": "#0072B2", "AdamW": "#D55E00"}  # Okabe and Ito
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of what is used: rows per set, safety rows, tokens per row, blocks."""
+    """How much of what is used: rows per set, safety rows, tokens per row, blocks, and every how many-th rate."""
 
     rows: int
     safety: int
     tokens: int
     blocks: tuple[str, ...] | None = None
+    rates_apart: int = 1
 
 
-SCALES = {"tiny": Scale(12, 8, 1024), "smollm2": Scale(3, 4, 128, ("*.mlp.down_proj", "*.self_attn.o_proj"))}
+SCALES = {"tiny": Scale(12, 8, 1024), "smollm2": Scale(5, 4, 128, ("model.layers.2?.mlp.down_proj",), 2)}
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ def steps(on: Bench, optimizer: Optimizer, rates: Sequence[float]) -> list[Step]
 def run(name: str) -> dict[str, object]:
     """All steps of one model as plain numbers."""
     on = bench(name, SCALES[name])
-    found = steps(on, SGD(on.parameters, lr=1.0), RATES["SGD"])
-    found += steps(on, warmed(on), RATES["AdamW"])
+    rates = {optimizer: some[:: on.scale.rates_apart] for optimizer, some in RATES.items()}
+    found = steps(on, SGD(on.parameters, lr=1.0), rates["SGD"])
+    found += steps(on, warmed(on), rates["AdamW"])
     return {"scale": asdict(SCALES[name]), "blocks": len(on.parameters), "steps": [told(s) for s in found]}
 
 

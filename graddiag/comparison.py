@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Int
 
+from graddiag.answers import answer_groups, clustered, count_repeats, firsts, names_clusters, repeat_warning
 from graddiag.errors import DataError
 from graddiag.signals import TOWARD, PairProducts, Signals, check_same_space
 
@@ -21,6 +22,9 @@ class Comparison:
     `cluster_names`), `identical[p]` says whether both members have the same target tokens. `pairs` holds exact
     products of the pairs where they were computed, in the order of the pairs here.
 
+    `left_answers`, `right_answers` number the answers of all rows, see `answer_groups`. Where neither table names
+    clusters, rows of one answer share a cluster, in `left` and `right` too (`by_answer`).
+
     Raises DataError where the spaces differ, hold products instead of gradients, or no row is left on a side.
     """
 
@@ -33,6 +37,9 @@ class Comparison:
     cluster_names: tuple[str, ...] = field(init=False)
     identical: Bool[np.ndarray, " p"] = field(init=False)
     pairs: PairProducts | None = field(init=False)
+    left_answers: Int[np.ndarray, " l"] = field(init=False)
+    right_answers: Int[np.ndarray, " r"] = field(init=False)
+    by_answer: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if TOWARD in {self.left.space.projection, self.right.space.projection}:
@@ -47,6 +54,19 @@ class Comparison:
                     f"{side.provenance.data}: none of its {len(side)} rows has a finite loss and "
                     "gradient, so nothing can be compared."
                 )
+        self._group_answers()
+        self._pair()
+
+    def _group_answers(self) -> None:
+        groups = answer_groups(self.left, self.right)
+        by_answer = not (names_clusters(self.left) or names_clusters(self.right))
+        names = ("left_answers", "right_answers", "by_answer")
+        for name, value in zip(names, (*groups, by_answer), strict=True):
+            self._set(name, value)
+        for name, table in zip(("left", "right"), clustered(self.left, self.right), strict=True):
+            self._set(name, table)
+
+    def _pair(self) -> None:
         position = {i: k for k, i in enumerate(self.right.ids)}
         found = [(k, position[i]) for k, i in enumerate(self.left.ids) if i in position]
         kept = [(a, b) for a, b in found if self.left.finite[a] and self.right.finite[b]]
@@ -84,6 +104,27 @@ class Comparison:
         return len(self.left_index)
 
     @property
+    def answers(self) -> Int[np.ndarray, " p"]:
+        """The number of each pair's answer; pairs that are linked on either side share one."""
+        return np.asarray(self.left_answers[self.left_index])
+
+    def without_repeats(self) -> Comparison:
+        """The same comparison with every answer once: the first pair of each, and of rows in no pair the first one.
+
+        This comparison itself where no answer is repeated.
+        """
+        kept = [
+            firsts(groups, [*paired, *np.flatnonzero(side.finite), *range(len(side))])
+            for side, groups, paired in (
+                (self.left, self.left_answers, self.left_index),
+                (self.right, self.right_answers, self.right_index),
+            )
+        ]
+        if [len(k) for k in kept] == [len(self.left), len(self.right)]:
+            return self
+        return Comparison(self.left.take(kept[0]), self.right.take(kept[1]), self.products)
+
+    @property
     def differs(self) -> tuple[str, ...]:
         """What differs between the sides: "data", "model", both or nothing."""
         out = []
@@ -115,6 +156,7 @@ class Comparison:
                 "differences are not due to the request alone."
             )
         out += self._longer()
+        out += self._repeats()
         odd = [i for i, a, b in self._pair_clusters() if a != b]
         if odd:
             out.append(
@@ -140,6 +182,22 @@ class Comparison:
             f"The prompts of {longer} are {max(ratio, 1 / ratio):.2f} times as long as those of {shorter} (median over "
             f"{self.n_pairs} pairs; {np.mean(more):.0f} tokens against {np.mean(less):.0f}, longer in "
             f"{np.mean(more > less):.0%} of pairs): length differs along with the request."
+        ]
+
+    def _repeats(self) -> list[str]:
+        """A warning where answers are repeated: how many pairs, how many answers, and what was done about it."""
+        if not self.n_pairs:
+            return [w for side in (self.left, self.right) for w in repeat_warning(side)]
+        n, answers = count_repeats(self.answers)
+        if not n:
+            return []
+        done = (
+            f"no clusters are named, so the pairs of an answer are one ({len(self.cluster_names)} clusters)"
+            if self.by_answer
+            else "clusters are those that are named; the result without the repeats stands beside (without_repeats/...)"
+        )
+        return [
+            f"{n} of {self.n_pairs} pairs have an answer that another pair has too ({answers} such answers): {done}."
         ]
 
     def _pair_clusters(self) -> list[tuple[str, str, str]]:

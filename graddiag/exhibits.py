@@ -16,13 +16,14 @@ from graddiag.analyzers import (
     LossGap,
     TokenView,
 )
+from graddiag.side_by_side import SideBySide
 from graddiag.tables import Table, alignment_table, layer_table, matrix_table, position_table, token_table
 from graddiag.text import visible
 
 SHOWN = 8  # names of blocks in one sentence; all are in the table of blocks
 NAMES = ("loss_gap", "tokens", "matrix", "conflict", "framing", "alignment")
 
-Drawable = LossGap | TokenView | CosineMatrix | Conflict | Framing | Alignment
+Drawable = LossGap | TokenView | CosineMatrix | Conflict | Framing | Alignment | SideBySide
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from graddiag.analyzers import (
     EditChange,
     Framing,
     LossGap,
+    Repeats,
     TokenView,
     Training,
 )
@@ -71,6 +72,7 @@ class Findings:
     alignment: Alignment | None
     training: Training
     audit: Audit
+    repeats: Repeats
     matrix: CosineMatrix
     command: str
     warnings: tuple[str, ...]
@@ -80,9 +82,9 @@ class Findings:
     @property
     def _results(
         self,
-    ) -> tuple[LossGap | TokenView | Conflict | Framing | Alignment | AdamAlignment | Training | Audit, ...]:
+    ) -> tuple[LossGap | TokenView | Conflict | Framing | Alignment | AdamAlignment | Training | Audit | Repeats, ...]:
         sides = (self.loss_gap, self.tokens, self.conflict, self.framing)
-        known = (*sides, self.alignment, self.alignment_adam, self.training, self.audit)
+        known = (*sides, self.alignment, self.alignment_adam, self.training, self.audit, self.repeats)
         return tuple(r for r in known if r is not None)
 
     def summary(self) -> dict[str, float | None]:

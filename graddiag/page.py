@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from graddiag.alarms import RULES as ALARM_RULES
+from graddiag.besides import BesideView
 from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.rules import LIMITS, RULES
@@ -27,8 +28,8 @@ TEXT_LENGTH = 120  # characters of a cell
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows; `images` are the exhibits' figures (SVG) by name, `beside` the comparison with an edit,
-    `pair` one pair."""
+    """What the page shows; `images` are the exhibits' figures (SVG) by name, `besides` the comparisons that stand
+    beside the first, `pair` one pair."""
 
     title: str
     verdict: Sequence[str]
@@ -38,7 +39,7 @@ class Page:
     tables: Mapping[str, Table]
     origins: Table
     facts: Mapping[str, str]
-    beside: Table | None = None
+    besides: Sequence[BesideView] = ()
     pair: PairView | None = None
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from graddiag.data import Source
 from graddiag.edits import edits_of
-from graddiag.encoding import match_targets
+from graddiag.encoding import EncodedSet, match_targets
 from graddiag.errors import UsageError
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, check_safety_given, state_for
 from graddiag.files import disk_named, write_json
@@ -21,13 +21,23 @@ from graddiag.pilot import Choice, choose, kept_choice
 from graddiag.planning import Plan, plan
 from graddiag.preparation import NOTES_FILE, How, Input, Prepared, chosen_by_user, prepare, settle
 from graddiag.projection import make_projector
-from graddiag.reporting import AUDIT, Analysis, Result, conclude, engine_notes, save_run
-from graddiag.running import Run, turns_for
+from graddiag.reporting import (
+    AUDIT,
+    EDITED_AUDIT,
+    EDITED_PAIRS,
+    PAIRS,
+    Analysis,
+    Result,
+    conclude,
+    engine_notes,
+    save_run,
+)
+from graddiag.running import Run, couples, turns_for
 from graddiag.signals import PairProducts, Signals
 from graddiag.strangers import measure_strangers
 from graddiag.token_texts import keep_texts
 
-PAIRS = ("exact", "projected")
+PAIR_KINDS = ("exact", "projected")
 
 
 def compare(
@@ -72,14 +82,15 @@ def compare(
     Raises UsageError, DataError or ResourceError with what to do.
     """
     check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
-    if pairs not in PAIRS:
-        raise UsageError(f"There is no --pairs {pairs!r}. Allowed: {', '.join(PAIRS)}.")
+    if pairs not in PAIR_KINDS:
+        raise UsageError(f"There is no --pairs {pairs!r}. Allowed: {', '.join(PAIR_KINDS)}.")
     edits = edits_of(strip_left=strip_left, strip_right=strip_right, append_left=append_left, append_right=append_right)
     prepared = prepare(_roles(left, right, safety, controls), edits=edits, **how)
     names = (prepared.name("left"), prepared.name("right"), prepared.model)
     folder = Path(out) if out else default_out(*names)
-    tables, strangers = dict(prepared.saved), None
+    tables = dict(prepared.saved)
     products: Mapping[str, PairProducts] = {}
+    strangers: Mapping[str, PairProducts] = {}
     engine: tuple[str, ...] = ()
     choice = None
     if _leaves_the_choice(prepared, how):
@@ -94,12 +105,8 @@ def compare(
         measured = run.all(prepared.encoded, exact_pairs=pairs == "exact")
         tables |= measured.tables
         products = measured.products
-        if extractor.space.projection != "exact" and {"left", "right"} <= prepared.encoded.keys():
-            sides = [prepared.encoded[side] for side in ("left", "right")]
-            left_set, right_set = match_targets(*sides) if pairs == "exact" else sides
-            strangers = measure_strangers(
-                extractor, left_set, right_set, folder / AUDIT, batch_tokens=batch_tokens, overwrite=overwrite
-            )
+        if extractor.space.projection != "exact":
+            strangers = _strangers(run, prepared.encoded, exact_pairs=pairs == "exact")
         engine = tuple(dict.fromkeys((*extractor.notes, *(() if overwrite else engine_notes(folder)))))
     kept = Analysis(
         center=center,
@@ -110,11 +117,26 @@ def compare(
         command=command,
         exact_pairs=bool(products),
         edits=edits,
-        strangers=strangers is not None,
+        strangers=AUDIT in strangers,
+        edited_strangers=EDITED_AUDIT in strangers,
     )
     keep_texts(folder, prepared.texts)
     save_run(folder, tables, list(prepared.saved), kept, overwrite=overwrite)
     return conclude(tables, products, kept, folder, strangers=strangers, figures=figures)
+
+
+def _strangers(run: Run, encoded: Mapping[str, EncodedSet], *, exact_pairs: bool) -> dict[str, PairProducts]:
+    """Exact products of a few rows that are no partners, by their folder, of each comparison measured here."""
+    audit_of = {PAIRS: AUDIT, EDITED_PAIRS: EDITED_AUDIT}
+    found = {}
+    for folder, roles in couples(encoded).items():
+        sides = [encoded[role] for role in roles]
+        left, right = match_targets(*sides) if exact_pairs else sides
+        at = run.folder / audit_of[folder]
+        found[audit_of[folder]] = measure_strangers(
+            run.extractor, left, right, at, batch_tokens=run.batch_tokens, overwrite=run.overwrite
+        )
+    return {name: products for name, products in found.items() if products is not None}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from graddiag.canvas import (
     zero_line,
 )
 from graddiag.layers import Panel, panels
+from graddiag.side_by_side import SideBySide, draw_side_by_side
 from graddiag.statistics import Estimate
 from graddiag.text import interval
 from graddiag.token_figure import draw_tokens
@@ -49,12 +50,14 @@ DPI = 200  # pixels per inch of a PNG, and of the matrix inside an SVG
 @singledispatch
 def _draw(result: object) -> Figure:
     raise TypeError(
-        f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment, TokenView have."
+        f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment, TokenView and "
+        "SideBySide have."
     )
 
 
-def plot(result: CosineMatrix | Conflict | Framing | LossGap | Alignment | TokenView) -> Figure:
-    """The figure of a result: the matrix, cosines by layer, the loss gap, its tokens, or alignment with safety.
+def plot(result: CosineMatrix | Conflict | Framing | LossGap | Alignment | TokenView | SideBySide) -> Figure:
+    """The figure of a result: the matrix, cosines by layer, the loss gap, its tokens, alignment with safety, or two
+    comparisons beside each other.
 
     Cosines are drawn on [-1, 1]; bars and bands are 95 % intervals. Raises TypeError for any other result.
     """
@@ -260,6 +263,11 @@ def _rows_with_safety(axes: Axes, result: Alignment, keys: Sequence[str]) -> Non
 @_draw.register
 def _tokens(result: TokenView) -> Figure:
     return draw_tokens(result)
+
+
+@_draw.register
+def _side_by_side(result: SideBySide) -> Figure:
+    return draw_side_by_side(result)
 
 
 def _dots(axes: Axes, values: Float[np.ndarray, " n"], y: int, colour: str) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
+from graddiag.answers import by_answer
 from graddiag.errors import UsageError
-from graddiag.signals import Signals
+from graddiag.signals import Signals, digest_of
 from graddiag.statistics import Estimate, cluster_mean, cosine
 
 TAIL = 0.05  # share of a control's rows that count as its most harmful ones
@@ -22,7 +23,8 @@ BY = ("alignment", "harm", "matching")
 class Scalars:
     """A few numbers per row, all blocks as one vector: nothing here grows with the model.
 
-    `products[i, r]` is the exact `<g_i, M_r>` with the r-th known mean gradient, `norm[i]` is `||g_i||`.
+    `products[i, r]` is the exact `<g_i, M_r>` with the r-th known mean gradient, `norm[i]` is `||g_i||`. `answers` are
+    digests of the target tokens.
     """
 
     ids: tuple[str, ...]
@@ -32,6 +34,7 @@ class Scalars:
     finite: Bool[np.ndarray, " n"]
     norm: Float[np.ndarray, " n"]
     products: Float[np.ndarray, "n r"]
+    answers: tuple[str, ...]
 
     @staticmethod
     def of(table: Signals) -> Scalars:
@@ -40,7 +43,14 @@ class Scalars:
         start = np.zeros((len(table), table.space.dim))
         products = sum((table.gradients[b].astype(np.float64) for b in table.blocks), start)
         return Scalars(
-            table.ids, table.clusters, table.loss, table.n_tokens, table.finite, np.sqrt(squares), np.asarray(products)
+            table.ids,
+            table.clusters,
+            table.loss,
+            table.n_tokens,
+            table.finite,
+            np.sqrt(squares),
+            np.asarray(products),
+            tuple(digest_of([str(a.tolist())]) for a in table.target_ids),
         )
 
     @staticmethod
@@ -48,8 +58,19 @@ class Scalars:
         """The parts one after the other."""
         arrays = ("loss", "n_tokens", "finite", "norm", "products")
         loss, n_tokens, finite, norm, products = (np.concatenate([getattr(p, a) for p in parts]) for a in arrays)
-        ids, clusters = ([v for p in parts for v in getattr(p, k)] for k in ("ids", "clusters"))
-        return Scalars(tuple(ids), tuple(clusters), loss, n_tokens, finite, norm, products)
+        ids, clusters, answers = (
+            tuple(v for p in parts for v in getattr(p, k)) for k in ("ids", "clusters", "answers")
+        )
+        return Scalars(ids, clusters, loss, n_tokens, finite, norm, products, answers)
+
+    @property
+    def names_clusters(self) -> bool:
+        """Whether the data, or --cluster, says what rows have in common; else a row's cluster is its id."""
+        return self.clusters != self.ids
+
+    def clustered(self) -> Scalars:
+        """The whole set with rows of one answer in one cluster, if no clusters are named."""
+        return self if self.names_clusters else replace(self, clusters=by_answer(self.ids, self.answers))
 
     def __len__(self) -> int:
         return len(self.ids)

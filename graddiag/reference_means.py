@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from graddiag.answers import by_answer
 from graddiag.encoding import EncodedSet
 from graddiag.errors import ResourceError
 from graddiag.extraction import Job, check_finite
@@ -69,10 +70,16 @@ def measure_references(
 
 
 def halves(one: EncodedSet) -> tuple[EncodedSet, ...]:
-    """The set in two halves that share no cluster, the next cluster always to the smaller; whole where it has one."""
+    """The set in two halves that share no cluster, the next cluster always to the smaller; whole where it has one.
+
+    Where no clusters are named, rows of one answer (target tokens) are one.
+    """
+    ids, clusters = [r.id for r in one.rows], [r.cluster for r in one.rows]
+    if clusters == ids:
+        clusters = list(by_answer(ids, [r.tokens[r.start :].tobytes() for r in one.rows]))
     members: dict[str, list[int]] = {}
-    for i, row in enumerate(one.rows):
-        members.setdefault(row.cluster, []).append(i)
+    for i, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(i)
     if len(members) < 2:
         return (one,)
     sides: tuple[list[int], list[int]] = ([], [])

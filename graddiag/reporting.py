@@ -10,6 +10,7 @@ from graddiag.analyzers import (
     AdamAlignment,
     Alignment,
     Conflict,
+    HeadlineResults,
     LossGap,
     alignment,
     alignment_adam,
@@ -19,16 +20,18 @@ from graddiag.analyzers import (
     edit_change,
     framing,
     loss_gap,
+    repeats,
     token_view,
     training,
 )
+from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
 from graddiag.findings import Edited, Findings
 from graddiag.grams import Grams
-from graddiag.report import Report, write_report
+from graddiag.publishing import Report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
 from graddiag.token_texts import read_texts
@@ -37,7 +40,7 @@ from graddiag.training_report import TrainingResult, report_training
 
 RUN_FILE = "run.json"
 PAIRS, EDITED_PAIRS = "pairs", "pairs-edited"  # folders of exact products
-AUDIT = "audit"  # the store of a run with exact products of rows that are no partners
+AUDIT, EDITED_AUDIT = "audit", "audit-edited"  # folders of exact products of rows that are no partners
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Analysis:
     exact_pairs: bool = False
     edits: tuple[Edit, ...] = ()
     strangers: bool = False
+    edited_strangers: bool = False
 
 
 def report(run: str | Path, *, figures: bool = True) -> Result | TrainingResult:
@@ -89,7 +93,8 @@ def report(run: str | Path, *, figures: bool = True) -> Result | TrainingResult:
     analysis = Analysis(**kept | lists | {"edits": tuple(Edit(**e) for e in kept.get("edits", ()))})
     stores = (PAIRS, *([EDITED_PAIRS] if analysis.edits else [])) if analysis.exact_pairs else ()
     products = {name: read_pairs(folder / name) for name in stores}
-    strangers = read_pairs(folder / AUDIT) if analysis.strangers else None
+    audits = ((AUDIT, analysis.strangers), (EDITED_AUDIT, analysis.edited_strangers))
+    strangers = {name: read_pairs(folder / name) for name, there in audits if there}
     return conclude(tables, products, analysis, folder, strangers=strangers, figures=figures)
 
 
@@ -99,18 +104,20 @@ def conclude(
     analysis: Analysis,
     folder: Path,
     *,
-    strangers: PairProducts | None = None,
+    strangers: Mapping[str, PairProducts],
     figures: bool,
 ) -> Result:
     """Every analysis that the tables allow, and the report.
 
     Roles: left, right, safety, control-NAME, and left-edited, right-edited for the second comparison, whose products
-    are those of "pairs-edited". `products` are exact ones of pairs, `strangers` of rows that are no partners.
+    are those of "pairs-edited". `products` are exact ones of pairs, `strangers` of rows that are no partners ("audit",
+    "audit-edited"), by their folder.
     """
     texts = read_texts(folder)
-    findings = _findings(tables, products.get(PAIRS), analysis, texts, strangers)
+    findings = _findings(tables, products.get(PAIRS), analysis, texts, strangers.get(AUDIT))
     if analysis.edits:
-        second = _findings(_with_edits(tables, analysis.edits), products.get(EDITED_PAIRS), analysis, texts)
+        edited, others = _with_edits(tables, analysis.edits), strangers.get(EDITED_AUDIT)
+        second = _findings(edited, products.get(EDITED_PAIRS), analysis, texts, others)
         change = edit_change(_of_pairs(findings), _of_pairs(second), seed=analysis.seed)
         new = [w for w in second.warnings if w not in findings.warnings]
         findings = replace(
@@ -144,26 +151,33 @@ def _findings(
     safety = tables.get("safety")
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
     others = [t for t in (safety, *controls.values()) if t]
-    compared = [t for t in (tables["left"], tables["right"], safety) if t]
+    compared = [t for t in (comparison.left, comparison.right, safety) if t]
     grams = Grams.of(compared)
     adam = alignment_adam(comparison, safety, controls, seed=analysis.seed) if safety else None
+    headline = HeadlineResults(
+        loss_gap(comparison, seed=analysis.seed),
+        conflict(comparison, center=analysis.center, seed=analysis.seed, grams=grams),
+        framing(comparison, safety, seed=analysis.seed),
+        alignment(comparison, safety, controls, seed=analysis.seed, grams=grams) if safety else None,
+    )
     return Findings(
         comparison=comparison,
         safety=safety,
         controls=controls,
-        loss_gap=loss_gap(comparison, seed=analysis.seed),
+        loss_gap=headline.loss_gap,
         tokens=token_view(comparison, texts, seed=analysis.seed),
-        conflict=conflict(comparison, center=analysis.center, seed=analysis.seed, grams=grams),
-        framing=framing(comparison, safety, seed=analysis.seed),
-        alignment=alignment(comparison, safety, controls, seed=analysis.seed, grams=grams) if safety else None,
+        conflict=headline.conflict,
+        framing=headline.framing,
+        alignment=headline.alignment,
         training=training(comparison, safety, controls, grams=grams),
         audit=audit(comparison, safety, controls, strangers=strangers),
+        repeats=repeats(comparison, headline, safety, controls, center=analysis.center, seed=analysis.seed),
         alignment_adam=adam,
         matrix=cosine_matrix(compared, grams=grams),
         command=analysis.command,
         warnings=(
             *comparison.warnings,
-            *(w for t in others for w in t.warnings),
+            *(w for t in others for w in (*t.warnings, *repeat_warning(t))),
             *_overlaps(tables),
             *_without_adam(tables, adam),
             *analysis.notes,

@@ -223,11 +223,6 @@ class Limit:
 
 LIMITS = (
     Limit(
-        "the sides differ in both data and model",
-        "Confounded: the sides differ in both data and model; nothing is put down to either alone.",
-        lambda f: set(f.setting.differs) >= {"data", "model"},
-    ),
-    Limit(
         "the grand mean was subtracted",
         "Centred: the grand mean was subtracted, which by itself makes cosines between the sides negative: it forces "
         "their mean inner product to -n_l n_r ||mu_l - mu_r||^2 / (n_l + n_r)^2 = {facts.forced:.3g}.",

@@ -10,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from graddiag.answers import count_repeats, told
 from graddiag.data import ExampleSet, Source
 from graddiag.encoding import EncodedSet, encode
 from graddiag.errors import DataError, UsageError
@@ -118,7 +120,8 @@ class _Parts:
             seen.update(scalars[-1].ids)
         whole = Scalars.concat(scalars)
         self._check_finite(whole, set_name(source))
-        return whole
+        self._note(_repeats(whole, set_name(source)))
+        return whole.clustered()
 
     def _encoded(self, examples: ExampleSet, *, skip: bool) -> EncodedSet:
         tokenizer, space = self.prepared.tokenizer, self.known.extractor.space
@@ -147,6 +150,12 @@ class _Parts:
 
     def _note(self, notes: Sequence[str]) -> None:
         self.notes.extend([n for n in notes if n not in self.notes][: max(_NOTES - len(self.notes), 0)])
+
+
+def _repeats(rows: Scalars, name: str) -> list[str]:
+    """What must be said where rows have the answer of another row."""
+    n, answers = count_repeats(np.unique(np.array(rows.answers), return_inverse=True)[1])
+    return [told(name, len(rows), n, answers, named=rows.names_clusters)] if n else []
 
 
 def _exact(how: How) -> How:

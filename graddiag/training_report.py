@@ -13,7 +13,7 @@ from graddiag.files import strict
 from graddiag.folder import Folder
 from graddiag.page import TrainingPage, render_training_page
 from graddiag.plotting import render
-from graddiag.report import SCHEMA, Report
+from graddiag.publishing import SCHEMA, Report
 from graddiag.tables import to_csv
 from graddiag.text import interval, visible
 from graddiag.training_exhibits import FIGURES, Picture, pictures, training_tables

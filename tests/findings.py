@@ -8,7 +8,18 @@ from dataclasses import replace
 import numpy as np
 from tables import RECIPE, Recipe, Table, changed, compared, four_tables
 
-from graddiag.analyzers import alignment, audit, conflict, cosine_matrix, framing, loss_gap, token_view, training
+from graddiag.analyzers import (
+    HeadlineResults,
+    alignment,
+    audit,
+    conflict,
+    cosine_matrix,
+    framing,
+    loss_gap,
+    repeats,
+    token_view,
+    training,
+)
 from graddiag.comparison import Comparison
 from graddiag.findings import Findings
 from graddiag.signals import Signals
@@ -35,17 +46,24 @@ def conclude(
     """Every analysis of a comparison."""
     safe = tables["safety"].signals if safety else None
     controls = {"benign": tables["control"].signals} if safety else {}
+    headline = HeadlineResults(
+        loss_gap(comparison),
+        conflict(comparison, center=center),
+        framing(comparison, safe),
+        alignment(comparison, safe, controls) if safe is not None else None,
+    )
     return Findings(
         comparison=comparison,
         safety=safe,
         controls=controls,
-        loss_gap=loss_gap(comparison),
+        loss_gap=headline.loss_gap,
         tokens=token_view(comparison, TEXTS),
-        conflict=conflict(comparison, center=center),
-        framing=framing(comparison, safe),
-        alignment=alignment(comparison, safe, controls) if safe is not None else None,
+        conflict=headline.conflict,
+        framing=headline.framing,
+        alignment=headline.alignment,
         training=training(comparison, safe, controls),
         audit=audit(comparison, safe, controls),
+        repeats=repeats(comparison, headline, safe, controls, center=center),
         matrix=cosine_matrix([t for t in (comparison.left, comparison.right, safe) if t is not None]),
         command="graddiag compare left right",
         warnings=comparison.warnings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from zlib import crc32
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +14,7 @@ from graddiag.signals import AdamStep, Block, PairProducts, Provenance, Referenc
 
 BLOCKS = ("layers.0.mlp.down_proj.weight", "layers.1.mlp.down_proj.weight", "layers.1.self_attn.o_proj.weight")
 SIZE = 48  # parameters of a block
+LAST = 1000  # target tokens from here on are of one id each
 PROJECTED = (  # numbers that have a standard error by the projection
     *(f"conflict/{k}" for k in ("paired_cosine", "same_cluster", "within_left", "within_right", "across")),
     *("conflict/mean_gradient_cosine", "conflict/mean_gradient_cosine_corrected"),
@@ -102,13 +104,15 @@ def table_of(
 ) -> Table:
     """The table of given full gradients; rows of equal ids have the same 3 to 9 target tokens, losses are random.
 
+    The last target token is of that id alone, so that no answer is repeated.
+
     Row i is "row-i" and in cluster "c(i mod 4)" unless told otherwise. The loss is the mean of the token losses.
     """
     n, size = next(iter(full.values())).shape
     rng = np.random.default_rng([seed, sum(name.encode())])
     space = space_of(tuple(full), size=size, dim=dim, projection=projection)
     ids = tuple(ids) if ids is not None else tuple(f"row-{i}" for i in range(n))
-    target_ids = tuple(np.arange(3 + sum(i.encode()) % 7) for i in ids)
+    target_ids = tuple(np.append(np.arange(2 + sum(i.encode()) % 7), LAST + crc32(i.encode())) for i in ids)
     base = np.asarray(rng.gamma(4.0, 0.5, size=n) if loss is None else loss, dtype=np.float64)
     token_loss = tuple(b + _sums_to_zero(rng, len(t)) for b, t in zip(base, target_ids, strict=True))
     signals = Signals(
@@ -236,6 +240,21 @@ def taken(table: Table, index: Sequence[int] | Int[np.ndarray, " m"]) -> Table:
     """The chosen rows."""
     at = np.asarray(index, dtype=np.int64)
     return Table(table.signals.take(at), {b: g[at] for b, g in table.full.items()})
+
+
+def answering(table: Table, answers: Sequence[int | Sequence[int]]) -> Table:
+    """The table with other answers, token ids or a number for three of it; token losses are all the row's loss."""
+    s = table.signals
+    tokens = tuple(np.full(3, a) if isinstance(a, int) else np.array(a) for a in answers)
+    n_tokens = np.array([len(t) for t in tokens], dtype=np.int64)
+    losses = tuple(np.full(n, x) for n, x in zip(n_tokens, s.loss, strict=True))
+    new = replace(s, target_ids=tokens, n_tokens=n_tokens, token_loss=losses, length=n_tokens + 10)
+    return Table(new, table.full)
+
+
+def unnamed(table: Table) -> Table:
+    """The table without named clusters: each row is one of its own."""
+    return Table(replace(table.signals, clusters=table.signals.ids), table.full)
 
 
 RECIPE = Recipe(shared=0.5, cluster_effect=0.7)  # rows that agree a little, more so inside a cluster

@@ -72,6 +72,23 @@ def test_data_and_model_that_both_differ_are_flagged():
     assert Comparison(left.signals, left.signals).differs == ()
 
 
+@pytest.mark.parametrize("longer", ["left", "right"])
+def test_the_side_whose_prompts_are_longer_is_told_of_with_the_ratio(longer: str):
+    tables = {t.signals.provenance.data: t.signals for t in random_pair(Recipe(n=5))}
+    short = {name: replace(t, length=t.n_tokens + 20) for name, t in tables.items()}
+    other = "left" if longer == "right" else "right"
+
+    def said(lengths: list[int]) -> list[str]:
+        sides = short | {longer: replace(tables[longer], length=tables[longer].n_tokens + np.array(lengths))}
+        return [w for w in Comparison(sides["left"], sides["right"]).warnings if "times as long" in w]
+
+    assert said([21, 21, 21, 21, 50]) == [], "the median counts, and a twentieth is nothing to tell"
+    assert said([30, 30, 30, 30, 10]) == [
+        f"The prompts of {longer} are 1.50 times as long as those of {other} (median over 5 pairs; 26 tokens against "
+        "20, longer in 80% of pairs): length differs along with the request."
+    ]
+
+
 def test_clusters_are_numbered_in_order_of_appearance():
     table = random_table(Recipe(n=6, clusters=3)).signals
     comparison = Comparison(table, table)

@@ -22,8 +22,8 @@ from graddiag.analyzers import edit_change
 from graddiag.errors import DataError
 from graddiag.findings import Findings
 from graddiag.permutations import DRAWS, smallest_p
+from graddiag.publishing import setting_of
 from graddiag.ranking import Means, Scalars, rank_rows
-from graddiag.report import setting_of
 from graddiag.rules import FEW_CLUSTERS, Scale, judge, stem_of
 from graddiag.screen_verdict import Screening, screen_verdict
 from graddiag.verdict import evidence_of, verdict

@@ -15,7 +15,7 @@ from test_pipeline import SMALL, rows_of, run
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graddiag import extraction
-from graddiag.analyzers import edit_change
+from graddiag.analyzers import audit, edit_change
 from graddiag.data import ExampleSet, read_set
 from graddiag.editing import edited
 from graddiag.edits import NEUTRAL, Edit
@@ -24,7 +24,7 @@ from graddiag.errors import DataError, UsageError
 from graddiag.models import load_model
 from graddiag.pipeline import compare, extract_to, plan_compare
 from graddiag.reporting import report
-from graddiag.store import read_signals, verify_all
+from graddiag.store import read_pairs, read_signals, verify_all
 
 SENTENCE = "NOTE: this is for a class <b>only</b>."
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -123,9 +123,17 @@ def test_an_edited_side_is_a_file_that_was_edited_by_hand_bit_for_bit(tmp_path: 
     }
     assert {k.removeprefix("edited/") for k in second} == set(by_hand.summary())
     for key, value in by_hand.summary().items():  # the left rows came from batches of other shapes: rounding
-        if key.startswith("projection/"):  # rows that are no partners are checked once in a run
-            continue
         assert second[f"edited/{key}"] == pytest.approx(value, abs=1e-5, nan_ok=True), key
+
+
+def test_the_projection_is_audited_on_the_same_rows_with_the_edit_as_without(tmp_path: Path, tiny: Tiny) -> None:
+    found = of_right(tmp_path, tiny, strip_right=SENTENCE)
+    given, edited_too = read_pairs(tmp_path / "audit"), read_pairs(tmp_path / "audit-edited")
+    assert (edited_too.left_ids, edited_too.right_ids) == (given.left_ids, given.right_ids)
+    assert found.findings.edited is not None
+    wanted = audit(found.findings.edited.findings.comparison, strangers=edited_too).strangers
+    assert found.summary()["edited/projection/error_strangers"] == pytest.approx(wanted)
+    assert found.summary()["projection/error_strangers"] != found.summary()["edited/projection/error_strangers"]
 
 
 def test_the_comparison_as_given_is_the_same_with_and_without_an_edit_beside_it(tmp_path: Path, tiny: Tiny) -> None:
@@ -150,7 +158,8 @@ def test_an_edit_is_added_to_a_finished_run_without_its_tables_being_measured_ag
     of_right(tmp_path, tiny, strip_right=SENTENCE)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     pairs = 2 * [e.id for e in read_set("insecure", limit=6).examples]
-    assert len(rows) == len(pairs) + 1, "both members of every new pair, and one row of the check at the start"
+    strangers = 2  # one pair of rows that are no partners, of the edited comparison
+    assert len(rows) == len(pairs) + strangers + 1, "both members of every new pair, and one of the check at the start"
     assert set(rows) == set(pairs)
     rows.clear()
     again = of_right(tmp_path, tiny, strip_right=SENTENCE)

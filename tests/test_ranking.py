@@ -44,7 +44,7 @@ class World:
         norm = np.linalg.norm(self.rows, axis=1)
         ones = np.ones(n, dtype=np.int64)
         ids = tuple(f"row-{i}" for i in range(n))
-        return Scalars(ids, clusters, np.ones(n), ones, finite, norm, self.rows @ halves.T)
+        return Scalars(ids, clusters, np.ones(n), ones, finite, norm, self.rows @ halves.T, ids)
 
     def ranked(self, by: str | None = None) -> Ranking:
         return rank_rows(self.scalars, self.means, by=by)
@@ -156,6 +156,18 @@ def test_ranks_are_called_noise_where_the_safety_rows_share_nothing_and_repeatab
     assert sum("noise" in c for c in calls) >= 38
     many = (vectors(400, shared=1.0, seed=5), vectors(400, shared=1.0, seed=6))
     assert "Ranks: repeatable" in reliability_line(World(vectors(100, shared=1.0, seed=3), many).ranked())
+
+
+@pytest.mark.parametrize("clusters", [4, 6, 10])
+def test_an_agreement_that_few_clusters_show_by_chance_is_noise(clusters: int) -> None:
+    """Scores that are constant in each cluster and unrelated between the halves: 5 % pass, as the threshold says."""
+    draws = 400
+    believed = 0
+    for s in range(draws):
+        rows = vectors(clusters, shared=0.0, seed=3 * s)[np.arange(60) % clusters]
+        safety = (vectors(2, shared=0.0, seed=3 * s + 1), vectors(2, shared=0.0, seed=3 * s + 2))
+        believed += "noise" not in reliability_line(World(rows, safety, clusters=clusters).ranked())
+    assert believed / draws == pytest.approx(0.05, abs=3.3 * math.sqrt(0.05 * 0.95 / draws))
 
 
 def test_a_safety_set_of_one_cluster_has_no_halves_and_the_ranks_are_not_measurable() -> None:

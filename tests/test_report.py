@@ -20,7 +20,8 @@ from graddiag.errors import ResourceError, UsageError
 from graddiag.exhibits import NAMES
 from graddiag.findings import Findings
 from graddiag.page import MOST_COLUMNS, MOST_ROWS, shorten
-from graddiag.report import setting_of, write_report
+from graddiag.publishing import write_report
+from graddiag.setting import setting_of
 from graddiag.signals import Signals
 from graddiag.tables import Table, summary_table, to_csv, unit
 
@@ -294,6 +295,17 @@ def test_the_setting_tells_models_apart() -> None:
     assert (setting.left, setting.right) == ("left (model)", "left (tuned)")
     assert setting.other_model == ("right",)
     assert setting.differs == ("data", "model")
+
+
+def test_that_data_and_model_both_differ_is_said_once(tmp_path: Path) -> None:
+    tables = four_tables(exact=False)
+    right = tables["right"].signals
+    tuned = replace(right, provenance=replace(right.provenance, model="tuned", weights="other"))
+    report = write_report(conclude(replace(compared(tables["left"], tables["right"]), right=tuned), tables), tmp_path)
+    said = [line for line in (*report.verdict, *report.warnings) if "both data and model" in line]
+    assert said == ["The two sides differ in both data and model: no difference can be put down to either alone."]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count(said[0]) == 1
+    assert "confounded" in next(line for line in report.verdict if line.startswith("Loss of"))
 
 
 def test_files_and_folders_of_others_stay(found: Findings, tmp_path: Path) -> None:

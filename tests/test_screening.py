@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,28 @@ def test_halves_share_no_cluster_and_are_of_like_size(make_rows):
     for row in rows:
         object.__setattr__(row, "cluster", "a")
     assert halves(one) == (one,)
+
+
+def test_halves_share_no_answer_where_no_cluster_is_named(make_rows):
+    rows = [replace(r, id=str(k), cluster=str(k), start=2) for k, r in enumerate(make_rows(9))]
+    rows[3:] = [replace(r, tokens=np.append(r.tokens[:2], [k % 2, 5]).astype(np.int32)) for k, r in enumerate(rows[3:])]
+    answers = [
+        [tuple(r.tokens[2:]) for r in half.rows] for half in halves(EncodedSet("safety", tuple(rows), (), "answer", 64))
+    ]
+    assert not set(answers[0]) & set(answers[1])
+    assert sorted(map(len, answers)) == [4, 5]
+
+
+def test_rows_of_one_answer_are_one_cluster_across_parts_where_none_is_named(tiny, tmp_path):
+    rows = [{"id": r["id"], "messages": r["messages"]} for r in rows_of("insecure", 6)]
+    for k, of in ((4, 0), (5, 1), (3, 0)):
+        rows[k]["messages"] = [rows[k]["messages"][0], rows[of]["messages"][-1]]
+    found = run(tmp_path, tiny, rows, part_rows=2)
+    ids = [r["id"] for r in rows]
+    assert [r["cluster"] for r in table(tmp_path)] == [ids[k] for k in (0, 1, 2, 0, 0, 1)]
+    assert found.summary()["screen/clusters"] == 3
+    assert any("5 of 6 rows have an answer that another of its rows has too (2 such answers; no clusters" in w
+               for w in found.warnings)  # fmt: skip
 
 
 def test_what_cannot_be_screened_is_refused_before_anything_is_measured(tiny, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from graddiag.analyzers._edit_change import EditChange, edit_change
 from graddiag.analyzers._framing import Framing, FramingScope, framing
 from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
+from graddiag.analyzers._repeats import HeadlineResults, Repeats, repeats
 from graddiag.analyzers._tokens import MIN_COUNT, PairOnShow, Telling, Through, TokenView, token_view
 from graddiag.analyzers._training import Training, training
 
@@ -25,8 +26,10 @@ __all__ = [
     "EditChange",
     "Framing",
     "FramingScope",
+    "HeadlineResults",
     "LossGap",
     "PairOnShow",
+    "Repeats",
     "Telling",
     "Through",
     "TokenView",
@@ -39,6 +42,7 @@ __all__ = [
     "edit_change",
     "framing",
     "loss_gap",
+    "repeats",
     "token_view",
     "training",
 ]

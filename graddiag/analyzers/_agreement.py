@@ -13,6 +13,7 @@ from graddiag.analyzers._cosines import rows64
 from graddiag.analyzers._projection_error import Influence, Spread, layouts, ratio_influence, spread
 from graddiag.analyzers._rows import cosines_of
 from graddiag.analyzers._two_samples import places_apart
+from graddiag.answers import cluster_codes
 from graddiag.grams import Grams, whole_products
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife
@@ -48,9 +49,8 @@ class Agreement:
 def agreement(table: Signals, grams: Grams | None = None) -> Agreement:
     """From the products of the finite rows, of all blocks as one vector; `grams` are those that are known already."""
     products = whole_products([table], grams)
-    names = [c for c, kept in zip(table.clusters, table.finite, strict=True) if kept]
-    codes = np.unique(np.array(names), return_inverse=True)[1]
-    n_clusters = len(set(names))
+    present, codes = np.unique(cluster_codes(table)[table.finite], return_inverse=True)
+    n_clusters = len(present)
     cosines = cosines_of(products)
     np.fill_diagonal(cosines, np.nan)
     noise_scale = _noise_scale(products, codes, n_clusters)

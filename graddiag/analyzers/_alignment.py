@@ -21,6 +21,7 @@ from graddiag.analyzers._cosines import (
 )
 from graddiag.analyzers._projection_error import error_keys
 from graddiag.analyzers._safety_direction import SafetyDirection
+from graddiag.answers import clustered
 from graddiag.comparison import Comparison
 from graddiag.grams import Grams
 from graddiag.permutations import Null, sign_flips_each
@@ -116,7 +117,7 @@ def alignment(
     Exact where every table knows its exact products with the mean of these safety rows, otherwise all of it projected.
     Raises DataError where a set was measured in another space, or no safety row is finite.
     """
-    controls = controls or {}
+    controls = {name: clustered(t)[0] for name, t in (controls or {}).items()}
     check_safety(comparison, safety, controls)
     tables = {"left": comparison.left, "right": comparison.right} | {f"control:{n}": t for n, t in controls.items()}
     known = all(knows_safety(t, safety) for t in tables.values())

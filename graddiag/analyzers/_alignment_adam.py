@@ -9,6 +9,7 @@ import numpy as np
 
 from graddiag.analyzers._alignment import Alignment, aligned
 from graddiag.analyzers._cosines import Products, RowCosines, check_safety, knows_safety, row_cosines, with_reference
+from graddiag.answers import clustered
 from graddiag.comparison import Comparison
 from graddiag.signals import Signals
 from graddiag.statistics import optional
@@ -52,7 +53,7 @@ def alignment_adam(
 
     Raises DataError where a set was measured in another space, or no safety row is finite.
     """
-    controls = controls or {}
+    controls = {name: clustered(t)[0] for name, t in (controls or {}).items()}
     check_safety(comparison, safety, controls)
     tables = {"left": comparison.left, "right": comparison.right} | {f"control:{n}": t for n, t in controls.items()}
     states = {t.adam.state if t.adam else None for t in tables.values()}

@@ -11,6 +11,7 @@ from graddiag.analyzers._cosines import check_safety
 from graddiag.analyzers._framing_sums import Places, Sums, block_sums
 from graddiag.analyzers._projection_error import Spread, error_keys, layouts, spread
 from graddiag.analyzers._rows import cosine_with_fixed
+from graddiag.answers import clustered
 from graddiag.comparison import Comparison
 from graddiag.permutations import Null, sign_flips, sign_flips_of_norm
 from graddiag.row_layout import RowLayout
@@ -85,6 +86,7 @@ def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int 
     """
     if safety is not None:
         check_safety(comparison, safety, {})
+        (safety,) = clustered(safety)
     n = len(comparison.cluster_names)
     total: Sums | None = None
     blocks: dict[str, FramingScope] = {}

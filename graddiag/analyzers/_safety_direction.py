@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from graddiag.analyzers._cosines import mean_gradient, rows64
 from graddiag.analyzers._rows import apart_with_deletions
+from graddiag.answers import cluster_codes
 from graddiag.grams import Grams, block_products
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife, optional
@@ -30,8 +31,7 @@ class SafetyDirection:
     @staticmethod
     def of(safety: Signals, tables: Mapping[str, Signals], grams: Grams | None = None) -> SafetyDirection:
         """Those of the finite rows; `grams` are products of the safety rows that are known already."""
-        clusters = [c for c, kept in zip(safety.clusters, safety.finite, strict=True) if kept]
-        codes = np.unique(np.array(clusters), return_inverse=True)[1]
+        codes = np.unique(cluster_codes(safety)[safety.finite], return_inverse=True)[1]
         total = np.zeros((len(codes), len(codes)))
         blocks = {}
         for block in safety.blocks:

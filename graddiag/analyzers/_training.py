@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from graddiag.analyzers._agreement import Agreement, agreement
 from graddiag.analyzers._cosines import check_safety, knows_safety, mean_gradient, rows64
 from graddiag.analyzers._projection_error import Influence, Spread, error_keys, layouts, spread
+from graddiag.answers import cluster_codes
 from graddiag.comparison import Comparison
 from graddiag.grams import Grams
 from graddiag.signals import Signals
@@ -164,7 +165,7 @@ def change_influence(table: Signals, safety: Signals, block: str) -> Influence:
 
 
 def _scope(table: Signals, steps: Steps, by_projection: Spread) -> TrainingScope:
-    codes = _codes(table)
+    codes = cluster_codes(table)
     defined = np.isfinite(steps.change)
     opposed = np.where(defined, (steps.change > 0).astype(np.float64), np.nan)
     return TrainingScope(
@@ -173,10 +174,6 @@ def _scope(table: Signals, steps: Steps, by_projection: Spread) -> TrainingScope
         cluster_mean(opposed, codes, bounds=(0.0, 1.0)),
         by_projection.standard_error,
     )
-
-
-def _codes(table: Signals) -> Int[np.ndarray, " n"]:
-    return np.unique(np.array(table.clusters), return_inverse=True)[1]
 
 
 def _flat(prefix: str, parts: Mapping[str, Estimate]) -> dict[str, float | None]:

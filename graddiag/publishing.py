@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from graddiag.beside import Beside, beside_lines, beside_table, beside_view
-from graddiag.edits import SUFFIX
+from graddiag.besides import NAMES as BESIDES
+from graddiag.besides import besides
 from graddiag.exhibits import NAMES as EXHIBITS
 from graddiag.exhibits import Exhibit, exhibits
 from graddiag.files import strict
@@ -18,14 +18,14 @@ from graddiag.folder import Folder
 from graddiag.page import Page, render_page
 from graddiag.pair_view import pair_view
 from graddiag.plotting import plot, render
-from graddiag.rules import Setting
-from graddiag.signals import Provenance, Signals
+from graddiag.setting import setting_of
+from graddiag.signals import Signals
 from graddiag.tables import Table, block_table, pair_table, row_table, summary_table, to_csv, token_position_table
 from graddiag.text import visible
 from graddiag.verdict import verdict
 
 SCHEMA = 1
-OPTIONAL_TABLES = ("edited", "summary-edited")
+OPTIONAL_TABLES = ("summary-edited",)
 Json = Mapping[str, object]
 
 
@@ -46,8 +46,8 @@ def write_report(findings: Findings, out: Path, *, figures: bool = True) -> Repo
     Every file is complete or absent. Without `figures` those of an earlier report are removed: they would show other
     numbers. Raises ResourceError where the disk is full, UsageError where the folder cannot be written.
     """
-    beside = _beside(findings)
-    lines = (*verdict(findings.summary(), setting_of(findings)), *(beside_lines(beside) if beside else ()))
+    views = besides(findings)
+    lines = (*verdict(findings.summary(), setting_of(findings)), *(line for v in views for line in v.lines))
     warnings = tuple(visible(w) for w in findings.warnings)
     shown = exhibits(
         loss_gap=findings.loss_gap,
@@ -58,59 +58,29 @@ def write_report(findings: Findings, out: Path, *, figures: bool = True) -> Repo
         alignment=findings.alignment,
         audit=findings.audit,
     )
+    drawn = (*(v.exhibit for v in views), *shown)
     tables = _tables(findings)
     folder = Folder(out)
-    folder.remove(["report.html", *(f"figures/{name}.{form}" for name in EXHIBITS for form in ("svg", "png"))])
-    folder.remove([f"tables/{name}.csv" for name in (*EXHIBITS, *OPTIONAL_TABLES)])
+    names = (*EXHIBITS, *BESIDES)
+    folder.remove(["report.html", *(f"figures/{name}.{form}" for name in names for form in ("svg", "png"))])
+    folder.remove([f"tables/{name}.csv" for name in (*names, *OPTIONAL_TABLES)])
     folder.write("report.json", _json(findings, lines, warnings))
-    for table in (*(e.table for e in shown), *tables.values()):
+    for table in (*(e.table for e in drawn), *tables.values()):
         folder.write(f"tables/{table.name}.csv", to_csv(table))
     html = None
     if figures:
-        images = _draw(folder, shown)
+        images = _draw(folder, drawn)
         origins, facts = _origins(findings), _facts(findings)
-        view = beside_view(beside) if beside else None
         page = Page(
-            _title(findings), lines, warnings, shown, images, tables, origins, facts, view, pair_view(findings.tokens)
+            _title(findings), lines, warnings, shown, images, tables, origins, facts, views, pair_view(findings.tokens)
         )
         html = folder.write("report.html", render_page(page))
     return Report(out / "report.json", html, findings.summary(), lines, warnings)
 
 
-def setting_of(findings: Findings) -> Setting:
-    """What the rules must know beside the numbers."""
-    comparison, tables = findings.comparison, findings.tables()
-    left, right = comparison.left.provenance, comparison.right.provenance
-    same = left.data == right.data
-    safety = findings.safety.provenance if findings.safety is not None else None
-    others = (
-        role
-        for role, t in tables.items()
-        if safety is not None and t.provenance.weights != safety.weights and not role.endswith(SUFFIX)
-    )
-    return Setting(
-        left=_side(left, "left", left.model != right.model) if same else left.data,
-        right=_side(right, "right", left.model != right.model) if same else right.data,
-        safety=None if safety is None else safety.data,
-        controls=tuple(findings.controls),
-        differs=comparison.differs,
-        other_model=tuple(others),
-        centered=findings.conflict.centered,
-        kinds=findings.kinds(),
-        adam=findings.alignment_adam is not None,
-    )
-
-
-def _side(one: Provenance, side: str, by_model: bool) -> str:
-    """What a set is called that has the name of the other side's: by its model if that differs, else by its side."""
-    return f"{one.data} ({one.model if by_model else side})"
-
-
 def _tables(findings: Findings) -> dict[str, Table]:
     pairs = pair_table(findings.comparison, findings.loss_gap, findings.conflict, findings.alignment)
-    beside = _beside(findings)
     return {
-        **({"Both comparisons in numbers": beside_table(beside)} if beside else {}),
         "Every key": summary_table(findings.own_summary(), findings.kinds()),
         **({"Every key of the edited comparison": _edited_table(findings.edited)} if findings.edited else {}),
         "Every block": block_table(findings.block_summary()),
@@ -122,23 +92,6 @@ def _tables(findings: Findings) -> dict[str, Table]:
 
 def _edited_table(edited: Edited) -> Table:
     return replace(summary_table(edited.findings.summary(), edited.findings.kinds()), name="summary-edited")
-
-
-def _beside(findings: Findings) -> Beside | None:
-    """The two comparisons as they are shown beside each other."""
-    edited = findings.edited
-    if edited is None:
-        return None
-    words = "; ".join(e.words() for e in edited.edits)
-    change = edited.change.summary()
-    return Beside(
-        words,
-        findings.own_summary(),
-        edited.findings.summary(),
-        setting_of(findings),
-        setting_of(edited.findings),
-        change,
-    )
 
 
 def _json(findings: Findings, lines: tuple[str, ...], warnings: tuple[str, ...]) -> str:
