@@ -18,62 +18,68 @@ ROUNDING = 1e-5  # float32
 STEPS, CLIP = 3, 0.1
 
 
-def process(rank: int, folder: str, broken: bool) -> None:
-    """Trains uphill; the second process has a batch from which nothing is learnt, or a loss that cannot be read."""
-    place = Path(folder)
+def process(rank: int, folder: str) -> None:
+    """One of two processes, which trains twice, from the same weights."""
     distributed.init_process_group(
-        "gloo", init_method=f"file://{place / 'meet'}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
+    for broken in (False, True):
+        (place := Path(folder) / str(broken)).mkdir(exist_ok=True)
+        (place / f"{rank}.json").write_text(json.dumps(trained(rank, place, broken)))
+    distributed.destroy_process_group()
+
+
+def trained(rank: int, folder: Path, broken: bool) -> dict[str, object]:
+    """Trains uphill; the second process has a batch from which nothing is learnt, or a loss that cannot be read."""
     model, tokenizer = tiny()
     wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, maximize=True)
     batch = padded(tokenizer)
+    items = (batch["labels"][:, 1:] != -100).sum()
     if rank == 1 and not broken:
         batch["labels"].fill_(-100)
-    items = torch.tensor(int((padded(tokenizer)["labels"][:, 1:] != -100).sum()))
-    monitor = watch(
-        wrapped,
-        tokenizer,
-        every=1,
-        optimizer=optimizer,
-        limits=replace(TOUCHY, drift=0.02),
-        action="log",
-        strict=False,
-        folder=folder,
-    )
+    how = {"every": 1, "limits": replace(TOUCHY, drift=0.02), "action": "log", "strict": False, "folder": folder}
+    monitor = watch(wrapped, tokenizer, optimizer=optimizer, **how)
     for _ in range(STEPS):
         with monitor.step(batch):
             output = wrapped(**batch, num_items_in_batch=items)
+            # DDP takes the mean over both: twice the sum over all items is the mean over them.
             loss = output.logits.square().mean() if rank == 1 and broken else output.loss * 2
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
-    found = {
+    return {
         "alarms": [(a.step, a.rule, a.value, a.ids) for a in monitor.alarms],
         "ids": [p.ids for p in monitor.probes],
         "dots": [p.dots.tolist() for p in monitor.probes],
         "norm": [dict(p.gradient.norm) for p in monitor.probes],
         "dot": [dict(p.gradient.dot) for p in monitor.probes],
         "failed": str(monitor.failed),
+        "steps": monitor.steps,
     }
-    (place / f"{rank}.json").write_text(json.dumps(found))
-    distributed.destroy_process_group()
 
 
-def run(folder: Path, *, broken: bool) -> tuple[dict, dict]:
-    torch.multiprocessing.spawn(process, (str(folder), broken), nprocs=2)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where both processes left what they saw."""
+    place = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(process, (str(place),), nprocs=2)
+    return place
+
+
+def seen(folder: Path) -> tuple[dict, dict]:
     one, other = (json.loads((folder / f"{k}.json").read_text()) for k in range(2))
     return one, other
 
 
-def test_both_have_the_probes_and_alarms_of_all_examples_though_one_has_none(tmp_path):
-    one, other = run(tmp_path, broken=False)
+def test_both_have_the_probes_and_alarms_of_all_examples_though_one_has_none(folder):
+    one, other = seen(folder / "False")
     assert one == other
     assert one["failed"] == "None"
     assert "drift" in [rule for _, rule, _, _ in one["alarms"]]
     assert len(one["ids"]) == STEPS
-    assert (tmp_path / "probes.jsonl").read_text().count("\n") == STEPS
+    assert (folder / "False" / "probes.jsonl").read_text().count("\n") == STEPS
     model, tokenizer = tiny()
     names, batch = trained_blocks(model), padded(tokenizer)
     assert relative(one["dots"][0], wanted_of(model, tokenizer)[0]) < ROUNDING
@@ -85,8 +91,8 @@ def test_both_have_the_probes_and_alarms_of_all_examples_though_one_has_none(tmp
         assert one["norm"][0][n] == pytest.approx(product({n: mean[n]}, mean) ** 0.5, rel=1e-3)
 
 
-def test_an_error_in_one_turns_the_monitor_off_in_both_and_training_goes_on(tmp_path):
-    one, other = run(tmp_path, broken=True)
+def test_an_error_in_one_turns_the_monitor_off_in_both_and_training_goes_on(folder):
+    one, other = seen(folder / "True")
     assert "Process 1 of 2: DataError" in one["failed"]
     assert one == other
     assert one["ids"] == []
