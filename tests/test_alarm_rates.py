@@ -18,6 +18,7 @@ from graddiag.alarms._scores import LARGEST, conflict_score, inflation, update_s
 from graddiag.permutations import sign_flip_rank
 from graddiag.probes import Against
 
+NOISE = 30.0  # norms in units of their part along safety: a gradient is nearly all across
 ERRORS = 3.3  # Monte-Carlo standard errors: a test of this many is false once in a thousand
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SIZES: dict[str, Draw] = {
@@ -115,8 +116,8 @@ def test_fair_examples_give_no_more_update_conflicts_than_chosen(apart: int, n: 
             momentum = 0.9 * momentum + float(dots.mean())
             if k < 50 or k % apart:  # momentum has settled
                 continue
-            batch = Against({"b": float(dots.mean())}, {"b": math.sqrt(1 / n)})  # all noise, as long as expected
-            update = Against({"b": momentum}, {"b": math.sqrt(1 / n / (1 - 0.81))})
+            batch = Against({"b": float(dots.mean())}, {"b": NOISE * math.sqrt(1 / n)})
+            update = Against({"b": momentum}, {"b": NOISE * math.sqrt(1 / n / (1 - 0.81))})
             score = update_score(probe(k, dots, gradient=batch, update=update), inflation=inflation(0.9, apart))
             evidence = max(0.0, evidence + min(score - limits.shift / 2, ALONE * limits.conflict))
             told = told or evidence >= limits.conflict

@@ -119,6 +119,17 @@ def test_conflict_is_told_from_the_second_probe_on_and_never_by_one_alone() -> N
         assert "conflict" in rules(watch.see(probe(10, opposed)))
 
 
+def test_a_conflict_that_ended_is_soon_over_however_long_it_was() -> None:
+    opposed, harmless = -np.arange(1.0, 9.0), [1.0, -1.0] * 4
+    watch = Watch()
+    alarms = see_all(watch, [probe(k, opposed) for k in range(40)])
+    assert rules(alarms).count("conflict") == 1
+    see_all(watch, [probe(k, harmless) for k in range(40, 44)])
+    assert watch.memory.conflict < watch.limits.rearm * watch.limits.conflict
+    again = see_all(watch, [probe(k, opposed) for k in range(44, 50)])
+    assert "conflict" in rules(again)
+
+
 def test_supporting_examples_never_give_a_conflict() -> None:
     assert see_all(Watch(), [probe(10 * k, np.arange(1.0, 17.0)) for k in range(50)]) == []
 
