@@ -80,10 +80,10 @@ def check_p(found: Findings) -> None:
             if not key.endswith(("/p", "/p_fwe", "/q", "wilcoxon_p")) or p is None:
                 continue
             assert 0 < p <= 1, key
-            if key.endswith("/p") and not key.startswith("conflict"):
+            if key.endswith("/p") and "conflict/" not in key:
                 assert n > 1, f"{key} of a single cluster"
                 assert p >= least, key
-            if key.startswith("conflict") and key.endswith("/p"):
+            if "conflict/" in key and key.endswith("/p"):
                 assert p >= 1 / (1 + DRAWS), key
 
 
@@ -205,7 +205,8 @@ def ranked(case: str, by: str) -> Screening:
     halves = [h for h in np.array_split(kept, 2) if len(h)]
     means = np.array([safety.whole()[h].mean(axis=0) for h in halves])
     s, whole = left.signals, np.where(left.signals.finite[:, None], left.whole(), 0.0)
-    rows = Scalars(s.ids, s.clusters, s.loss, s.n_tokens, s.finite, np.linalg.norm(whole, axis=1), whole @ means.T)
+    norms = np.linalg.norm(whole, axis=1)
+    rows = Scalars(s.ids, s.clusters, s.loss, s.n_tokens, s.finite, norms, whole @ means.T, s.ids)
     known = Means(means @ means.T, tuple(len(h) for h in halves), tuple(range(len(halves))))
     ranking = rank_rows(rows, known, by=by)
     return Screening(ranking, {"itself": ranking}, "left", "safety", 0.1)

@@ -97,7 +97,7 @@ def test_a_report_multiplies_the_rows_of_each_block_once(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(module, "gram", counted)
     tables = {role.replace("control", "control-benign"): t.signals for role, t in _tables().items()}
-    conclude(tables, {}, Analysis(controls=("benign",)), tmp_path, figures=False)
+    conclude(tables, {}, Analysis(controls=("benign",)), tmp_path, strangers={}, figures=False)
     assert set(made.values()) == {1}
     assert set(made) == {(name, b) for name in ("left", "right", "safety", "benign") for b in BLOCKS}
 
