@@ -156,7 +156,8 @@ def keep(run: Path, name: str, result: Result) -> None:
     content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     path = FIGURE.with_suffix(".json")
     models = json.loads(path.read_text(encoding="utf-8")).get("models", {}) if path.is_file() else {}
-    models[name] = {k: content[k] for k in ("summary", "kinds", "verdict", "warnings", "provenance")}
+    models[name] = {k: content[k] for k in ("summary", "kinds", "verdict", "provenance")}
+    models[name]["warnings"] = [w.split(": row ")[0] for w in content["warnings"]]  # what follows may quote the data
     models[name]["first_token"] = first_token(result.findings.comparison)
     path.write_text(json.dumps({"models": models}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw(models, FIGURE)
