@@ -20,12 +20,14 @@ ENDS = ("low", "high", "p")
 LABELS = "conflict/label_distance"  # the key of the distance of the mean gradients beside permuted labels
 PROJECTION_SE = "projection_se"  # under `KEY/projection_se`: the standard error of KEY by its projection
 RANDOM_SD = "random_sd"  # under `KEY/random_sd`: its standard deviation over random directions in place of safety's
+WITHOUT_REPEATS = "without_repeats/"  # before the keys of the same numbers with every answer once
 _STEMS = {"loss_gap/mean": "loss_gap", "conflict/paired_cosine": "conflict", "framing/consistency": "framing"}
 
 
 def stem_of(key: str) -> str:
     """Where the interval and p of a flat key stand: under `STEM/low`, `STEM/high` and `STEM/p`."""
-    return _STEMS.get(key, key)
+    own = key.removeprefix(WITHOUT_REPEATS)
+    return key.removesuffix(own) + _STEMS.get(own, own)
 
 
 @dataclass(frozen=True)

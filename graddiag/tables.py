@@ -14,7 +14,7 @@ from jaxtyping import Float
 from graddiag.analyzers import AdamAlignment, Alignment, Conflict, CosineMatrix, LossGap, TokenView, Training
 from graddiag.comparison import Comparison
 from graddiag.layers import place
-from graddiag.rules import ENDS, PROJECTION_SE, RANDOM_SD, stem_of
+from graddiag.rules import ENDS, PROJECTION_SE, RANDOM_SD, WITHOUT_REPEATS, stem_of
 from graddiag.signals import Signals
 from graddiag.statistics import Estimate
 
@@ -164,7 +164,8 @@ def summary_table(summary: Mapping[str, float | None], kinds: Mapping[str, str])
 
 def unit(key: str) -> str:
     """The unit of a flat key."""
-    first, last = key.partition("/")[0], key.rpartition("/")[2]
+    own = key.removeprefix(WITHOUT_REPEATS)
+    first, last = own.partition("/")[0], own.rpartition("/")[2]
     if last in _UNITS:
         return _UNITS[last]
     return _FAMILIES.get(first, "cosine")

@@ -14,6 +14,7 @@ from tables import Table, answering, changed, compared, four_tables, taken, unna
 
 from graddiag.findings import Findings
 from graddiag.publishing import write_report
+from graddiag.tables import summary_table
 
 ANSWERS = (1, 2, 1, 3, 4, 2, 1, 5, 6, 7, 8, 9)  # of 12 pairs: 1 three times, 2 twice
 KEPT = (0, 1, 3, 4, 7, 8, 9, 10, 11)
@@ -119,6 +120,25 @@ def test_repeats_that_define_the_clusters_are_counted_and_nothing_stands_beside(
     assert found.summary()["pairs/repeated_answers"] == 5
     assert not found.repeats.stands_beside
     assert any("an answer are one (9 clusters)" in w for w in found.warnings)
+
+
+def test_every_number_without_the_repeats_stands_in_the_table_of_all_keys_with_its_interval_and_unit() -> None:
+    found = found_of(repeating())
+    summary = found.summary()
+    table = summary_table(summary, found.kinds())
+    of_key = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    for key, stem in (
+        ("loss_gap/mean", "loss_gap"),
+        ("conflict/paired_cosine", "conflict"),
+        ("alignment/difference", "alignment/difference"),
+    ):
+        row = of_key[f"without_repeats/{key}"]
+        for end in ("low", "high", "p"):
+            assert row[end] == summary[f"without_repeats/{stem}/{end}"] is not None
+        assert row["unit"] == of_key[key]["unit"]
+    assert of_key["without_repeats/pairs/n"]["unit"] == "count"
+    shown = {cell for row in table.rows for cell in row if isinstance(cell, float)}
+    assert {v for v in summary.values() if isinstance(v, float)} <= shown
 
 
 def test_a_report_says_how_many_repeat_and_shows_both_results(tmp_path: Path) -> None:
