@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from reference import row_gradients
+from runs import SMALL, rows_of, run
 from test_extractor import extractor_for
-from test_pipeline import SMALL, rows_of, run
 
 import graddiag
 from graddiag import extraction

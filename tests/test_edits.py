@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from findings import conclude
+from runs import SMALL, rows_of, run
 from tables import compared, four_tables
-from test_pipeline import SMALL, rows_of, run
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graddiag import extraction

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from test_pipeline import SMALL, rows_of, run
+from runs import SMALL, rows_of, run
 
 import graddiag
 from graddiag import pilot

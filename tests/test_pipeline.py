@@ -1,28 +1,22 @@
-"""The whole path on the tiny model: resume, refuse, report again, exact against projected."""
+"""The whole path on the tiny model: report again, exact against projected, options, refusals."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from runs import SMALL, rows_of, run, trained_tiny
 
 import graddiag
 from graddiag import extraction
-from graddiag.blocks import select_blocks
-from graddiag.data import read_set
 from graddiag.errors import DataError, UsageError
-from graddiag.interrupt import Interrupted
 from graddiag.models import load_model
 from graddiag.pipeline import compare, extract_to, plan_compare
 from graddiag.reporting import report
 from graddiag.store import read_signals, verify_all
-from graddiag.turns import groups
 
 KEYS = """
     pairs/n pairs/identical pairs/clusters loss/left loss/right
@@ -34,38 +28,11 @@ KEYS = """
     alignment/left alignment/right alignment/difference alignment/difference/low alignment/difference/high
     alignment/difference/p alignment/control:benign projection/error
 """
-SMALL = ["*.mlp.down_proj", "*.self_attn.q_proj"]
 
 
 @pytest.fixture(scope="module")
 def tiny():
     return load_model("tiny")
-
-
-def rows_of(name, n, *, words=120):
-    """The first built-in rows with answers cut short, as plain dicts."""
-    out = []
-    for e in read_set(name, limit=n).examples:
-        messages = [{"role": m.role, "content": m.content[:words]} for m in e.messages]
-        out.append({"id": e.id, "cluster": e.cluster, "messages": messages})
-    return out
-
-
-def run(out, tiny, n=6, **more):
-    model, tokenizer = tiny
-    given = {
-        "safety": rows_of("safety", 4),
-        "controls": {"benign": rows_of("benign", 3)},
-        "blocks": SMALL,
-        "dim": 16,
-        "figures": False,
-        **more,
-    }
-    left, right = (
-        given.pop("left", None) or rows_of("insecure", n),
-        given.pop("right", None) or rows_of("educational", n),
-    )
-    return compare(left, right, model=model, tokenizer=tokenizer, out=out, **given)
 
 
 def test_every_key_of_the_interface_is_in_the_summary(tmp_path, tiny):
@@ -97,62 +64,6 @@ def test_exact_numbers_are_those_of_whole_gradients(tmp_path, tiny):
     d = whole["left"] - whole["right"]
     wanted = np.linalg.norm(d.sum(0)) ** 2 / (d**2).sum()
     assert exact["framing/consistency"] == pytest.approx(wanted, rel=1e-4)
-
-
-def test_the_same_call_again_measures_nothing_and_says_the_same(tmp_path, tiny, monkeypatch):
-    first = run(tmp_path, tiny)
-    monkeypatch.setattr(extraction.Extractor, "measure", lambda *_, **__: pytest.fail("measured again"))
-    again = run(tmp_path, tiny)
-    assert again.summary() == first.summary()
-    assert report(tmp_path, figures=False).summary() == first.summary()
-
-
-@pytest.mark.parametrize("after", [1, 3, 5])
-def test_an_interrupted_run_continues_to_the_same_numbers(tmp_path, tiny, monkeypatch, after):
-    straight = run(tmp_path / "straight", tiny, batch_tokens=500)
-    calls = []
-    measure = extraction.Extractor.measure
-
-    def stop(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == after:
-            os.kill(os.getpid(), signal.SIGINT)
-        return measure(self, *args, **kwargs)
-
-    monkeypatch.setattr(extraction.Extractor, "measure", stop)
-    with pytest.raises(Interrupted) as caught:
-        run(tmp_path / "broken", tiny, batch_tokens=500)
-    assert caught.value.number == signal.SIGINT
-    with pytest.raises(DataError, match="not a finished run"):
-        report(tmp_path / "broken")
-    so_far = len(calls)
-    continued = run(tmp_path / "broken", tiny, batch_tokens=500)
-    for key, value in straight.summary().items():
-        assert continued.summary()[key] == pytest.approx(value, abs=1e-5, nan_ok=True), key
-    calls_twice = len(calls) - so_far
-    calls.clear()
-    monkeypatch.setattr(extraction.Extractor, "measure", lambda s, *a, **k: calls.append(1) or measure(s, *a, **k))
-    run(tmp_path / "count", tiny, batch_tokens=500)
-    assert so_far + calls_twice == len(calls) + 1, "nothing finished was measured again, but one row is checked twice"
-
-
-def test_another_set_of_equal_length_and_type_is_not_served_from_old_shards(tmp_path, tiny):
-    run(tmp_path, tiny)
-    changed = rows_of("insecure", 6)
-    words = changed[2]["messages"][0]["content"]
-    changed[2]["messages"][0]["content"] = words[:-1] + ("x" if words[-1] != "x" else "y")
-    with pytest.raises(DataError, match=r"(?s)something else.*rows.*--overwrite"):
-        run(tmp_path, tiny, left=changed)
-    run(tmp_path, tiny, left=changed, overwrite=True)
-
-
-def test_changed_weights_are_noticed(tmp_path):
-    model, tokenizer = load_model("tiny")
-    run(tmp_path, (model, tokenizer))
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
-    with pytest.raises(DataError, match=r"provenance\.weights"):
-        run(tmp_path, (model, tokenizer))
 
 
 def test_saved_signals_are_sets_and_other_spaces_are_refused_before_anything_runs(tmp_path, tiny, monkeypatch):
@@ -257,19 +168,6 @@ def test_token_scores_without_a_mean_to_point_at_are_refused(tmp_path, tiny):
         graddiag.extract(*tiny, rows_of("insecure", 3), token_scores=True)
 
 
-def trained_tiny(folder):
-    """The tiny model after a step of AdamW, its tokenizer, its live optimizer, and the folder where that is saved."""
-    model, tokenizer = load_model("tiny")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    tokens = torch.tensor([tokenizer("some text to learn")["input_ids"]])
-    model(tokens, labels=tokens).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    folder.mkdir()
-    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-    return (model, tokenizer), optimizer, folder
-
-
 def test_a_saved_and_a_live_optimizer_give_the_same_adam_form_and_another_state_is_refused(tmp_path):
     loaded, optimizer, folder = trained_tiny(tmp_path / "checkpoint")
     first = run(tmp_path / "run", loaded, optimizer=folder)
@@ -289,117 +187,6 @@ def test_a_saved_and_a_live_optimizer_give_the_same_adam_form_and_another_state_
         run(tmp_path / "run", loaded, optimizer=optimizer)
     with pytest.raises(UsageError, match=r"--optimizer needs the mean safety gradient"):
         run(tmp_path / "none", loaded, optimizer=optimizer, safety=None)
-
-
-def budget_for(model, turns, bytes_per_parameter):
-    """The smallest budget under which the blocks take this many turns."""
-    blocks = [b.block for b in select_blocks(model, SMALL)]
-    sizes = [bytes_per_parameter * math.prod(b.shape) for b in blocks]
-    budgets = sorted({sum(sizes[i:j]) for i in range(len(sizes)) for j in range(i + 1, len(sizes) + 1)})
-    return next(b for b in budgets if b >= max(sizes) and len(groups(blocks, b, bytes_per_parameter)) == turns)
-
-
-def same_numbers(found, wanted):
-    """Whether two tables have the same numbers up to the rounding of float32."""
-    assert (found.ids, found.space, found.blocks) == (wanted.ids, wanted.space, wanted.blocks)
-    for name in ("norms", "gradients", "reference_dot", "adam_dot", "adam_norm", "adam_step_norm"):
-        for block, values in getattr(wanted, name).items():
-            assert np.abs(getattr(found, name)[block] - values).max() <= 1e-6 * np.abs(values).max(), (name, block)
-    for a, b in zip(found.token_alignment or (), wanted.token_alignment or (), strict=True):
-        assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
-
-
-def test_blocks_that_take_turns_give_the_numbers_of_one_turn(tmp_path):
-    loaded, optimizer, _ = trained_tiny(tmp_path / "checkpoint")
-    how = {"optimizer": optimizer, "token_scores": True, "batch_tokens": 500}
-    budget = budget_for(loaded[0], 3, 16)  # sum, mean and two moments in float32
-    once, turns = run(tmp_path / "once", loaded, **how), run(tmp_path / "turns", loaded, mean_memory=budget, **how)
-    assert len(list((tmp_path / "turns").glob("turn-*"))) == 3
-    assert not (tmp_path / "once" / "turn-1").exists()
-    for role in ("left", "right", "safety", "control-benign"):
-        same_numbers(*(read_signals(tmp_path / out / role) for out in ("turns", "once")))
-    assert turns.summary().keys() == once.summary().keys()
-    for key, value in once.summary().items():
-        assert turns.summary()[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
-    assert report(tmp_path / "turns", figures=False).summary() == turns.summary()
-    checked = verify_all(tmp_path / "turns")
-    assert len(checked) == 4 * 6, "five stores and means in each turn, five stores and the audit together"
-    assert not any(checked.values())
-
-
-def test_turns_can_be_continued_and_need_not_be_asked_for_again(tmp_path, tiny, monkeypatch):
-    budget = f"{budget_for(tiny[0], 3, 8)} B"  # sum and mean in float32
-    straight = run(tmp_path / "straight", tiny, batch_tokens=500, mean_memory=budget)
-    calls, measure = [], extraction.Extractor.measure
-
-    def stop(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == stop.after:
-            os.kill(os.getpid(), signal.SIGINT)
-        return measure(self, *args, **kwargs)
-
-    monkeypatch.setattr(extraction.Extractor, "measure", stop)
-    stop.after = 0
-    run(tmp_path / "count", tiny, batch_tokens=500, mean_memory=budget)
-    whole, stop.after = len(calls), len(calls) // 2
-    calls.clear()
-    with pytest.raises(Interrupted):
-        run(tmp_path / "broken", tiny, batch_tokens=500, mean_memory=budget)
-    stop.after = 0
-    continued = run(tmp_path / "broken", tiny, batch_tokens=500)
-    assert len(calls) == whole + 1, "nothing finished was measured again, but one row is checked twice"
-    for key, value in straight.summary().items():
-        assert continued.summary()[key] == pytest.approx(value, abs=1e-5, nan_ok=True), key
-    calls.clear()
-    assert run(tmp_path / "broken", tiny, batch_tokens=500).summary() == continued.summary()
-    assert not calls
-
-
-def test_one_set_can_be_extracted_in_turns_and_a_plan_counts_them(tmp_path, tiny):
-    how = {"safety": rows_of("safety", 4), "model": tiny[0], "tokenizer": tiny[1], "blocks": SMALL, "dim": 16}
-    budget = budget_for(tiny[0], 3, 8)
-    turns = extract_to(rows_of("insecure", 4), mean_memory=budget, out=tmp_path / "turns", **how).signals
-    same_numbers(turns, extract_to(rows_of("insecure", 4), out=tmp_path / "once", **how).signals)
-    same_numbers(read_signals(tmp_path / "turns"), turns)
-    cost = plan_compare(rows_of("insecure", 3), rows_of("educational", 3), mean_memory=budget, **how)
-    assert cost.summary()["plan/turns"] == 3
-    assert any("in 3 turns" in line for line in cost.lines())
-    one = plan_compare(rows_of("insecure", 3), rows_of("educational", 3), **how)
-    assert one.turns == 1
-    assert cost.memory < one.memory
-    with pytest.raises(UsageError, match=r"--mean-memory 10 does not hold 'model\.layers\.0.* alone, which needs \d+"):
-        extract_to(rows_of("insecure", 4), mean_memory="10 B", out=tmp_path / "none", **how)
-
-
-def test_every_saved_folder_of_a_run_verifies(tmp_path, tiny):
-    run(tmp_path, tiny)
-    checked = verify_all(tmp_path)
-    assert {p.name for p in checked} == {"left", "right", "pairs", "safety", "control-benign", "means", "audit"}
-    assert not any(checked.values())
-    shard = tmp_path / "safety" / "shard-00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    assert "broken" in verify_all(tmp_path)[tmp_path / "safety"][0]
-
-
-def test_a_broken_mean_gradient_is_found_and_made_again_once_it_is_gone(tmp_path, tiny):
-    first = run(tmp_path, tiny)
-    mean = next((tmp_path / "means").glob("*.safetensors"))
-    raw = bytearray(mean.read_bytes())
-    raw[-3] ^= 1
-    mean.write_bytes(raw)
-    assert "broken" in verify_all(tmp_path)[tmp_path / "means"][0]
-    with pytest.raises(DataError, match=r"is broken.*Delete safety-00001\.json"):
-        run(tmp_path, tiny)
-    mean.with_suffix(".json").unlink()
-    assert run(tmp_path, tiny).summary() == first.summary()
-
-
-def test_a_changed_cluster_is_refused_and_overwriting_the_same_measures_nothing(tmp_path, tiny, monkeypatch):
-    run(tmp_path, tiny)
-    with pytest.raises(DataError, match=r"something else"):
-        run(tmp_path, tiny, cluster="mod:3")
-    monkeypatch.setattr(extraction.Extractor, "measure", lambda *_, **__: pytest.fail("measured again"))
-    run(tmp_path, tiny, overwrite=True)
 
 
 def test_sets_that_share_rows_with_safety_are_told_of(tmp_path, tiny):

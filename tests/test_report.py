@@ -1,31 +1,26 @@
-"""The folder of a run: strict JSON, tables that come back as they were, a page that runs and fetches nothing."""
+"""The folder of a run: strict JSON, complete or absent, nothing of an earlier report or of others touched."""
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from findings import alone, conclude, findings_of, zeroed
-from tables import RECIPE, compared, four_tables
+from tables import compared, four_tables
+from written import csv_rows
 
 from graddiag.errors import ResourceError, UsageError
 from graddiag.exhibits import NAMES
 from graddiag.findings import Findings
-from graddiag.page import MOST_COLUMNS, MOST_ROWS, shorten
 from graddiag.publishing import write_report
 from graddiag.setting import setting_of
 from graddiag.signals import Signals
-from graddiag.tables import Table, summary_table, to_csv, unit
 
-HOSTILE = "<script>alert(1)</script>\x1b[31m"
 KEYS = (
     "pairs/n", "pairs/identical", "pairs/clusters", "loss/left", "loss/right", "loss_gap/mean", "loss_gap/low",
     "loss_gap/high", "loss_gap/p", "loss_gap/effect_size", "loss_gap/wilcoxon_p", "conflict/paired_cosine",
@@ -49,40 +44,6 @@ def _json(folder: Path, part: str) -> dict[str, object]:
     assert read["schema"] == 1
     chosen: dict[str, object] = read[part]
     return chosen
-
-
-def _rows(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as f:
-        return list(csv.DictReader(f))
-
-
-def _hostile(signals: Signals) -> Signals:
-    return replace(
-        signals,
-        ids=tuple(f"{HOSTILE}{i}" for i in signals.ids),
-        clusters=tuple(f"{HOSTILE}{c}" for c in signals.clusters),
-        provenance=replace(signals.provenance, data=f"{HOSTILE}{signals.provenance.data}"),
-    )
-
-
-class _Elements(HTMLParser):
-    """Names of the elements of a page, and the addresses in them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.append(tag)
-        self.addresses += [value or "" for key, value in attrs if key in {"src", "href", "action", "srcset", "data"}]
-        assert not [key for key, _ in attrs if key.startswith("on")]
-
-
-def _parsed(html: str) -> _Elements:
-    elements = _Elements()
-    elements.feed(html)
-    return elements
 
 
 @pytest.fixture(scope="module")
@@ -148,42 +109,7 @@ def test_without_figures_there_is_no_page_and_no_older_one_either(found: Finding
     assert not (tmp_path / "report.html").exists()
     assert list((tmp_path / "figures").iterdir()) == []
     assert _json(tmp_path, "summary") == found.summary()
-    assert len(_rows(tmp_path, "pairs")) == found.comparison.n_pairs
-
-
-def test_the_page_runs_nothing_and_fetches_nothing(run: Path) -> None:
-    html = (run / "report.html").read_text(encoding="utf-8")
-    assert "http://" not in html
-    assert "https://" not in html
-    elements = _parsed(html)
-    assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & set(elements.names)
-    assert all(a.startswith(("data:image/svg+xml;base64,", "#")) for a in elements.addresses)
-    assert elements.names.count("img") == len(NAMES)
-    assert "prefers-color-scheme: dark" in html
-
-
-def test_the_page_says_what_the_terminal_says(found: Findings, run: Path, tmp_path: Path) -> None:
-    html = (run / "report.html").read_text(encoding="utf-8")
-    report = write_report(found, tmp_path, figures=False)
-    for line in report.verdict:
-        assert line.replace("'", "&#39;").replace("<", "&lt;").replace(">", "&gt;") in html
-    assert html.index("What the numbers say") < html.index("<figure>")
-    for word in ("conflict", "opposed", "not measurable", "confounded"):
-        assert f"<td>{word}</td>" in html
-    for fact in ("graddiag compare left right", found.comparison.left.rows, "logra"):
-        assert fact in html
-
-
-def test_text_from_data_is_never_markup_or_a_command(tmp_path: Path) -> None:
-    found = findings_of(change=_hostile)
-    found = replace(found, controls={HOSTILE: found.controls["benign"]}, command=HOSTILE, warnings=(HOSTILE,))
-    report = write_report(found, tmp_path)
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "script" not in _parsed(html).names
-    assert "<script" not in html
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in html
-    for text in (html, *report.verdict, *report.warnings, (tmp_path / "report.json").read_text(encoding="utf-8")):
-        assert "\x1b" not in text
+    assert len(csv_rows(tmp_path, "pairs")) == found.comparison.n_pairs
 
 
 def test_text_that_is_no_unicode_can_be_written(tmp_path: Path) -> None:
@@ -194,66 +120,6 @@ def test_text_that_is_no_unicode_can_be_written(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*"):
         if path.suffix in {".csv", ".json", ".html"}:
             path.read_text(encoding="utf-8")
-
-
-def test_a_csv_comes_back_as_it_was(tmp_path: Path) -> None:
-    table = Table(
-        "t", ("id", "x", "n", "u"), (('a,"b"\n<c>\x1b', 0.1 + 0.2, 3, None), ("=1", 1e-300, -1, float("nan")))
-    )
-    path = tmp_path / "t.csv"
-    path.write_text(to_csv(table), encoding="utf-8", newline="")
-    with path.open(encoding="utf-8", newline="") as f:
-        back = list(csv.reader(f))
-    assert tuple(back[0]) == table.header
-    assert [(i, float(x), int(n), u) for i, x, n, u in back[1:]] == [
-        ('a,"b"\n<c>\x1b', 0.1 + 0.2, 3, ""),
-        ("=1", 1e-300, -1, ""),
-    ]
-
-
-def test_tables_hold_the_numbers_of_the_results(found: Findings, run: Path) -> None:
-    pairs = _rows(run, "pairs")
-    assert [r["id"] for r in pairs] == list(found.loss_gap.ids)
-    np.testing.assert_array_equal([float(r["loss_gap"]) for r in pairs], found.loss_gap.gap)
-    np.testing.assert_array_equal([float(r["paired_cosine"]) for r in pairs], found.conflict.paired)
-    matrix = _rows(run, "matrix")
-    names = list(matrix[0])[3:]
-    np.testing.assert_array_equal([[float(r[n]) for n in names] for r in matrix], found.matrix.values)
-    rows = _rows(run, "rows")
-    assert len(rows) == sum(len(t) for t in found.tables().values())
-    left = found.comparison.left
-    norm = np.sqrt(sum(n**2 for n in left.norms.values()))
-    np.testing.assert_allclose([float(r["gradient_norm"]) for r in rows if r["role"] == "left"], norm, rtol=1e-12)
-    blocks = _rows(run, "blocks")
-    assert [r["block"] for r in blocks] == list(left.blocks)
-    expected = found.conflict.blocks[left.blocks[0]].paired.value
-    assert float(blocks[0]["conflict/paired_cosine"]) == expected
-    assert float(_rows(run, "conflict")[0]["cosine"]) == expected
-
-
-def test_the_page_shows_so_many_rows_and_says_where_the_rest_is(tmp_path: Path) -> None:
-    write_report(findings_of(replace(RECIPE, n=MOST_ROWS + 10)), tmp_path)
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"The first {MOST_ROWS} of {MOST_ROWS + 10} rows; all are in tables/pairs.csv." in html
-    assert max(part.count("<tr>") for part in html.split("<tbody>")) <= MOST_ROWS + 1
-    wide = Table("w", tuple(f"c{k}" for k in range(30)), ((1.0,) * 30,) * (MOST_ROWS + 1))
-    shown = shorten(wide)
-    assert (len(shown.header), len(shown.rows)) == (MOST_COLUMNS, MOST_ROWS)
-    assert (
-        shown.left_out
-        == f"The first {MOST_ROWS} of {MOST_ROWS + 1} rows and 12 of 30 columns; all are in tables/w.csv."
-    )
-    assert shorten(Table("s", ("c",), ((1.0,),))).left_out == ""
-
-
-def test_every_number_of_the_summary_stands_in_its_table(found: Findings) -> None:
-    table = summary_table(found.summary(), found.kinds())
-    shown = {cell for row in table.rows for cell in row if isinstance(cell, float)}
-    assert {v for v in found.summary().values() if isinstance(v, float)} <= shown
-    assert len(table.rows) <= MOST_ROWS
-    assert unit("loss_gap/mean") == "nats/token"
-    assert unit("loss_gap/wilcoxon_p") == "probability"
-    assert unit("alignment/control:benign") == "cosine"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pipeline import SMALL, rows_of
+from runs import SMALL, rows_of
 
 import graddiag
 from graddiag import screening

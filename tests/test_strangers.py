@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_pipeline import SMALL, rows_of, run
+from runs import SMALL, rows_of, run
 
 import graddiag
 from graddiag.analyzers import audit

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import reference_statistics as slow
 from findings import TEXTS
+from runs import rows_of, run
 from tables import RECIPE, Table, changed, compared, four_tables, random_pair, with_reference, with_scores
-from test_pipeline import rows_of, run
 
 from graddiag.analyzers import MIN_COUNT, TokenView, token_view
 from graddiag.bands import simultaneous_band

@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.figure import Figure
 from test_alarms import probe, toy_probes
 from test_cli import graddiag
-from test_report import _parsed, _rows
+from written import csv_rows, parsed
 
 from graddiag.alarms import RULES, Limits, Watch
 from graddiag.errors import DataError
@@ -80,8 +80,8 @@ def test_tables_and_figures_have_a_file_each_with_its_numbers(run: Path, found: 
         for form in ("svg", "png", "json"):
             assert (run / "figures" / f"{name}.{form}").stat().st_size > 0
         numbers = json.loads((run / "figures" / f"{name}.json").read_text(encoding="utf-8"))
-        assert len(numbers["rows"]) == len(_rows(run, name))
-    rows = _rows(run, "alignment")
+        assert len(numbers["rows"]) == len(csv_rows(run, name))
+    rows = csv_rows(run, "alignment")
     np.testing.assert_array_equal([float(r["cosine"]) for r in rows], found.view.course.cosine)
     assert {int(r["step"]) for r in rows if r["alarms"]} == {a.step for a in found.view.run.alarms}
 
@@ -168,7 +168,7 @@ def test_a_run_whose_numbers_are_undefined_has_a_report(tmp_path: Path, seen: li
 
 def test_the_page_runs_nothing_and_says_what_the_alarms_mean(run: Path, found: TrainingResult) -> None:
     html = (run / "report.html").read_text(encoding="utf-8")
-    elements = _parsed(html)
+    elements = parsed(html)
     assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & set(elements.names)
     assert all(a.startswith(("data:image/svg+xml;base64,", "#")) for a in elements.addresses)
     assert elements.names.count("img") == len(FIGURES)

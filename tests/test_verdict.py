@@ -12,12 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graddiag.rules import LIMITS, RULES, Evidence, Scale, Setting, judge
-from graddiag.text import interval, number, visible
 from graddiag.verdict import MOST_LINES, verdict
+
+NOTHING: dict[str, float | None] = {"pairs/n": 0, "pairs/identical": 0, "pairs/clusters": 0}
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m"
 SETTING = Setting("insecure", "educational", "safety", ("benign",))
-NOTHING: dict[str, float | None] = {"pairs/n": 0, "pairs/identical": 0, "pairs/clusters": 0}
+OPPOSED = {
+    "conflict/paired_cosine": -0.3, "conflict/low": -0.4, "conflict/high": -0.2, "conflict/p": 0.001,
+    "conflict/same_cluster": 0.1, "conflict/negative_fraction": 0.9,
+}  # fmt: skip
 
 
 def _cosine(key: str, value: float, half: float = 0.02) -> dict[str, float | None]:
@@ -46,12 +50,6 @@ def _line(lines: list[str], start: str) -> str:
     found = [line for line in lines if line.startswith(start)]
     assert len(found) == 1, (start, lines)
     return found[0]
-
-
-OPPOSED = {
-    "conflict/paired_cosine": -0.3, "conflict/low": -0.4, "conflict/high": -0.2, "conflict/p": 0.001,
-    "conflict/same_cluster": 0.1, "conflict/negative_fraction": 0.9,
-}  # fmt: skip
 
 
 def test_sides_that_share_a_direction_are_aligned_and_nothing_else_is_claimed() -> None:
@@ -285,32 +283,6 @@ def test_every_rule_and_limit_says_when() -> None:
     }  # fmt: skip
     assert all(r.when and r.means for r in RULES)
     assert all(x.when and x.says for x in LIMITS)
-
-
-@given(st.text())
-def test_visible_text_has_no_hidden_character_and_leaves_the_rest(text: str) -> None:
-    shown = visible(text)
-    assert not any(unicodedata.category(c)[0] == "C" or unicodedata.category(c) in {"Zl", "Zp"} for c in shown)
-    shown.encode("utf-8")  # no lone surrogate is left
-    assert visible(shown) == shown
-    if text.isprintable():
-        assert shown == text
-
-
-@given(st.text(), st.integers(3, 40))
-def test_a_long_text_keeps_its_two_ends(text: str, limit: int) -> None:
-    shown, whole = visible(text, limit=limit), visible(text)
-    assert len(shown) <= limit
-    assert shown == whole or whole.startswith(shown.split("…")[0])
-
-
-def test_numbers_show_their_sign_and_are_not_rounded_to_zero() -> None:
-    assert interval(-0.3, -0.4, -0.2) == "-0.300 [-0.400, -0.200]"
-    assert interval(-0.003, -0.007, 0.00058) == "-0.0030 [-0.0070, +0.0006]"
-    assert number(1.5e-7) == "+1.5e-07"
-    assert number(0.0) == "+0.000"
-    assert interval(math.nan, 0, 1) == "undefined"
-    assert interval(0.5, math.nan, math.nan) == "+0.500 [no interval]"
 
 
 def test_a_step_is_said_to_raise_or_lower_the_safety_loss_only_where_exact_products_show_the_sign() -> None:
