@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from runs import rows_of, run
 
 from graddiag import extraction
 from graddiag.errors import DataError
@@ -15,6 +14,7 @@ from graddiag.interrupt import Interrupted
 from graddiag.models import load_model
 from graddiag.reporting import report
 from graddiag.store import verify_all
+from runs import rows_of, run
 
 
 @pytest.fixture(scope="module")

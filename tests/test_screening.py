@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import SMALL, rows_of
 
 import graddiag
 from graddiag import screening
@@ -24,6 +23,7 @@ from graddiag.pipeline import extract_to
 from graddiag.reference_means import halves
 from graddiag.screen_report import Screened
 from graddiag.store import read_signals
+from runs import SMALL, rows_of
 
 
 @pytest.fixture(scope="module")
