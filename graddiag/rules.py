@@ -59,7 +59,7 @@ class Evidence:
     "contrast" is the cosine of a difference between the sides. "means" is that of the two mean gradients, its p that of
     permuted labels. A "length" is never negative and has a p but no
     interval. `direction_low` is the lower end of alignment/safety_split_half, of numbers that are relative to the
-    safety set; `random_sd` the spread of the number itself over random directions.
+    safety set, and minus infinity where that is undefined; `random_sd` the spread of the number itself over random directions.
     """
 
     scale: Scale
@@ -102,8 +102,9 @@ RULES = (
     ),
     Rule(
         "not measurable",
-        "a number is relative to the safety set, and the interval of alignment/safety_split_half reaches 0 or less",
-        "halves of the safety set do not agree: its direction is not known",
+        "a number is relative to the safety set, and the interval of alignment/safety_split_half reaches 0 or less, or "
+        "is undefined",
+        "halves of the safety set do not agree, or are too few answers to tell: its direction is not known",
         lambda e: e.direction_low <= 0,
         "the safety direction is not known",
     ),

@@ -193,9 +193,15 @@ class _Reader:
             confounded=self._is_confounded(key),
             forced=self.setting.centered and key.startswith("conflict/"),
             strangers_error=self.error("conflict/same_cluster") if scale == "paired" else 0.0,
-            direction_low=self.number("alignment/safety_split_half/low") if _toward_safety(key) else math.nan,
+            direction_low=self._direction_low() if _toward_safety(key) else math.nan,
             random_sd=self.number(f"{key}/{RANDOM_SD}"),
         )
+
+    def _direction_low(self) -> float:
+        """How well the safety direction is known at least; a split half without an interval shows nothing of it."""
+        key = "alignment/safety_split_half/low"
+        low = self.number(key)
+        return -math.inf if math.isnan(low) and key in self.summary else low
 
     def error(self, key: str) -> float:
         """How far the projection may have moved a number: 0 where it is exact, or nothing is known about it."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from measured_runs import SMALL, rows_of, run
 from reference import row_gradients
 from test_extractor import extractor_for
 
@@ -19,7 +20,6 @@ from graddiag.models import load_model
 from graddiag.pipeline import compare, extract_to, plan_compare
 from graddiag.projection import LoGra
 from graddiag.store import read_signals, verify_all
-from runs import SMALL, rows_of, run
 
 NEARLY = 0.999  # of what the best directions hold: a direction hardly larger than the next may be mixed with it
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from findings import conclude
+from measured_runs import SMALL, rows_of, run
 from tables import compared, four_tables
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +25,6 @@ from graddiag.models import load_model
 from graddiag.pipeline import compare, extract_to, plan_compare
 from graddiag.reporting import report
 from graddiag.store import read_pairs, read_signals, verify_all
-from runs import SMALL, rows_of, run
 
 SENTENCE = "NOTE: this is for a class <b>only</b>."
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from measured_runs import SMALL, rows_of, run
 
 import graddiag
 from graddiag import pilot
@@ -19,7 +20,6 @@ from graddiag.pilot import CANDIDATES, Candidate, choose, pilot_rows
 from graddiag.pipeline import plan_compare
 from graddiag.preparation import prepare
 from graddiag.store import read_signals
-from runs import SMALL, rows_of, run
 
 FREE = {"projection": None, "dim": None}
 COARSE, FINE = Candidate("logra", 4), Candidate("logra", 900)  # 900 numbers: 30 of 32 directions a side

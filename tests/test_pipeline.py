@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from measured_runs import SMALL, rows_of, run, trained_tiny
 
 import graddiag
 from graddiag import extraction
@@ -16,7 +17,6 @@ from graddiag.models import load_model
 from graddiag.pipeline import compare, extract_to, plan_compare
 from graddiag.reporting import report
 from graddiag.store import read_signals, verify_all
-from runs import SMALL, rows_of, run, trained_tiny
 
 KEYS = """
     pairs/n pairs/identical pairs/clusters loss/left loss/right

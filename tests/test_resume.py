@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from measured_runs import rows_of, run
 
 from graddiag import extraction
 from graddiag.errors import DataError
@@ -14,7 +15,6 @@ from graddiag.interrupt import Interrupted
 from graddiag.models import load_model
 from graddiag.reporting import report
 from graddiag.store import verify_all
-from runs import rows_of, run
 
 
 @pytest.fixture(scope="module")

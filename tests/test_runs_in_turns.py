@@ -8,6 +8,7 @@ import signal
 
 import numpy as np
 import pytest
+from measured_runs import SMALL, rows_of, run, trained_tiny
 
 from graddiag import extraction
 from graddiag.blocks import select_blocks
@@ -18,7 +19,6 @@ from graddiag.pipeline import extract_to, plan_compare
 from graddiag.reporting import report
 from graddiag.store import read_signals, verify_all
 from graddiag.turns import groups
-from runs import SMALL, rows_of, run, trained_tiny
 
 
 @pytest.fixture(scope="module")

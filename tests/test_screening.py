@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from measured_runs import SMALL, rows_of
 
 import graddiag
 from graddiag import screening
@@ -23,7 +24,6 @@ from graddiag.pipeline import extract_to
 from graddiag.reference_means import halves
 from graddiag.screen_report import Screened
 from graddiag.store import read_signals
-from runs import SMALL, rows_of
 
 
 @pytest.fixture(scope="module")

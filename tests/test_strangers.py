@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from measured_runs import SMALL, rows_of, run
 
 import graddiag
 from graddiag.analyzers import audit
@@ -14,7 +15,6 @@ from graddiag.models import load_model
 from graddiag.reporting import report
 from graddiag.store import read_pairs
 from graddiag.strangers import choose_strangers
-from runs import SMALL, rows_of, run
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reference_statistics as slow
 from findings import TEXTS
+from measured_runs import rows_of, run
 from tables import RECIPE, Table, changed, compared, four_tables, random_pair, with_reference, with_scores
 
 from graddiag.analyzers import MIN_COUNT, TokenView, token_view
@@ -23,7 +24,6 @@ from graddiag.pair_view import pair_view
 from graddiag.reporting import report
 from graddiag.statistics import cluster_mean
 from graddiag.token_texts import TOKENS_FILE, read_texts
-from runs import rows_of, run
 
 
 def _sides(n: int = 24, seed: int = 0) -> tuple[Table, Table]:

@@ -126,6 +126,16 @@ def test_the_raw_cosine_of_framing_with_safety_carries_no_claim() -> None:
     assert "the safety direction is not known" in _line(verdict(unknown, SETTING), "Framing gradient with safety")
 
 
+def test_nothing_is_said_along_a_safety_direction_whose_halves_cannot_be_compared() -> None:
+    """As where all safe answers are the same two sentences: a split half without an interval, or none at all."""
+    known = _summary() | _cosine("alignment/left", -0.3) | {"alignment/safety_split_half/low": 0.5}
+    assert "opposed" in _line(verdict(known, SETTING), "Cosine of insecure with safety")
+    unknown = known | {"alignment/safety_split_half/low": None}
+    for line in verdict(unknown, SETTING):
+        if "with safety" in line or "in that cosine" in line:
+            assert "not measurable" in line, line
+
+
 def test_a_projected_number_is_judged_by_its_own_standard_error_and_shows_it() -> None:
     key = "framing/safety_cosine_corrected"
     projected = replace(SETTING, kinds={key: "projected"})
