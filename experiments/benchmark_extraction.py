@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from benchmark_memory import growth_of_peak
 from benchmark_peers import PEERS, Step
 from transformers import PreTrainedModel
 
@@ -216,17 +217,7 @@ def run_only(work: Work, name: str) -> float:
     """One of them, once, and the growth of the peak of resident memory, MiB."""
     step = everything(work)[name]()
     assert step is not None
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's mark of the peak starts again from here
-    before = resident("VmRSS")
-    step()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """A line of the kernel's account of this process, MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+    return growth_of_peak(step)
 
 
 def draw(found: dict[str, dict[str, float]], target: Path) -> None:

@@ -57,9 +57,9 @@ class Evidence:
     where they are known, else projection/error. `strangers` is the mean cosine of non-partners of one cluster, for
     paired cosines, and `strangers_error` the same of it. `forced` says that centring pushes the number below 0. A
     "contrast" is the cosine of a difference between the sides. "means" is that of the two mean gradients, its p that of
-    permuted labels. A "length" is never negative and has a p but no
-    interval. `direction_low` is the lower end of alignment/safety_split_half, of numbers that are relative to the
-    safety set, and minus infinity where that is undefined; `random_sd` the spread of the number itself over random directions.
+    permuted labels. A "length" is never negative and has a p but no interval. `direction_low` is the lower end of
+    alignment/safety_split_half, of numbers that are relative to the safety set, and minus infinity where that is
+    undefined; `random_sd` the spread of the number itself over random directions.
     """
 
     scale: Scale

@@ -34,9 +34,12 @@ with install_import_hook([f"graddiag.{m}" for m in CHECKED], "beartype.beartype"
 import numpy as np
 import pytest
 import torch
+from findings import findings_of
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from graddiag.encoding import Encoded
+from graddiag.findings import Findings
+from graddiag.publishing import write_report
 
 VOCAB = 64
 
@@ -47,6 +50,20 @@ def real_data() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not (folder / "insecure.jsonl").is_file():
         pytest.skip("the real pairs are not on this machine (../shared/data)")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found() -> Findings:
+    """All that a small comparison of random tables finds."""
+    return findings_of()
+
+
+@pytest.fixture(scope="module")
+def run(found: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with its report."""
+    folder = tmp_path_factory.mktemp("run")
+    write_report(found, folder)
     return folder
 
 

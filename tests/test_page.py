@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from findings import findings_of
 from tables import RECIPE
 from written import parsed
@@ -18,18 +17,6 @@ from graddiag.signals import Signals
 from graddiag.tables import Table
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m"
-
-
-@pytest.fixture(scope="module")
-def found() -> Findings:
-    return findings_of()
-
-
-@pytest.fixture(scope="module")
-def run(found: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_report(found, folder)
-    return folder
 
 
 def _hostile(signals: Signals) -> Signals:

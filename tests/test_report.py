@@ -46,18 +46,6 @@ def _json(folder: Path, part: str) -> dict[str, object]:
     return chosen
 
 
-@pytest.fixture(scope="module")
-def found() -> Findings:
-    return findings_of()
-
-
-@pytest.fixture(scope="module")
-def run(found: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_report(found, folder)
-    return folder
-
-
 def test_a_run_has_its_report_figures_and_tables(found: Findings, run: Path) -> None:
     report = write_report(found, run)
     assert report.json == run / "report.json"

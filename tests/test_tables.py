@@ -6,26 +6,11 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import pytest
-from findings import findings_of
 from written import csv_rows
 
 from graddiag.findings import Findings
 from graddiag.page import MOST_ROWS
-from graddiag.publishing import write_report
 from graddiag.tables import Table, summary_table, to_csv, unit
-
-
-@pytest.fixture(scope="module")
-def found() -> Findings:
-    return findings_of()
-
-
-@pytest.fixture(scope="module")
-def run(found: Findings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_report(found, folder)
-    return folder
 
 
 def test_a_csv_comes_back_as_it_was(tmp_path: Path) -> None:
