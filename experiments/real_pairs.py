@@ -84,10 +84,12 @@ def interval(summary: dict[str, float | None], key: str) -> tuple[float, float, 
 
 
 def draw(models: dict[str, dict[str, dict[str, float | None]]], target: Path) -> None:
-    """A panel for each kind of number, a colour for each model."""
-    sizes = [len(rows) for rows in PANELS.values()]
-    figure, axes = plt.subplots(len(PANELS), 1, figsize=(8, 10), height_ratios=sizes, layout="constrained")
-    for ax, (title, rows) in zip(axes, PANELS.items(), strict=True):
+    """A panel for each kind of number that a model has with an interval, a colour for each model."""
+    summaries = [content["summary"] for content in models.values()]
+    panels = {t: rows for t, rows in PANELS.items() if any(interval(s, k) for s in summaries for k in rows.values())}
+    sizes = [len(rows) for rows in panels.values()]
+    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 10), height_ratios=sizes, layout="constrained")
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
         for k, (name, content) in enumerate(models.items()):
             shift = 0.3 * (k - (len(models) - 1) / 2)
             _points(ax, rows, content["summary"], shift, color=COLOURS[k % len(COLOURS)], label=name)
@@ -156,7 +158,7 @@ def keep(run: Path, name: str, result: Result) -> None:
     content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     path = FIGURE.with_suffix(".json")
     models = json.loads(path.read_text(encoding="utf-8")).get("models", {}) if path.is_file() else {}
-    models[name] = {k: content[k] for k in ("summary", "kinds", "verdict", "provenance")}
+    models[name] = {k: content[k] for k in ("summary", "kinds", "provenance")}
     models[name]["warnings"] = [w.split(": row ")[0] for w in content["warnings"]]  # what follows may quote the data
     models[name]["first_token"] = first_token(result.findings.comparison)
     path.write_text(json.dumps({"models": models}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
