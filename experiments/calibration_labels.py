@@ -16,7 +16,7 @@ from graddiag.statistics import cluster_sums
 
 DIM = 20  # numbers of a drawn gradient
 BLOCK_DIM = 3  # the same in each of many blocks
-DRAWS, FEW_DRAWS = 999, 199  # relabellings of one block and of many: 5 % of them is a whole number
+DRAWS, FEW_DRAWS = 999, 99  # relabellings of one block and of many: with the real sides, 5 % is a whole number
 LEFT = 3  # one cluster in so many is a left one
 
 Experiment = Callable[[np.random.Generator], dict[Kind, bool | None]]
@@ -35,10 +35,10 @@ def shared_clusters(design: Design, size: int) -> Experiment:
 
 
 def _once(design: Design, clusters: np.ndarray, is_left: np.ndarray) -> Experiment:
-    labels = _relabellings(clusters, is_left, DRAWS)
+    labels = relabellings(clusters, is_left, DRAWS)
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
-        sums = _signed(design.draw(rng, DIM), clusters, is_left)
+        sums = signed_sums(design.draw(rng, DIM), clusters, is_left)
         return {"rejected": rejects(labels.null(sums @ sums.T).p)}
 
     return once
@@ -48,22 +48,23 @@ def many_labels(design: Design, size: int) -> Experiment:
     """A third of the clusters are called left, in many blocks."""
     clusters = design.clusters(size)
     is_left = clusters % LEFT == 0
-    labels = _relabellings(clusters, is_left, FEW_DRAWS)
+    labels = relabellings(clusters, is_left, FEW_DRAWS)
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
-        sums = _signed(design.in_blocks(rng, BLOCK_DIM), clusters, is_left)
+        sums = signed_sums(design.in_blocks(rng, BLOCK_DIM), clusters, is_left)
         nulls = [labels.null(sums[:, b] @ sums[:, b].T) for b in range(BLOCKS)]
         return {"any block": rejects(familywise_p(nulls).min())}
 
     return once
 
 
-def _relabellings(clusters: np.ndarray, is_left: np.ndarray, draws: int) -> Relabellings:
-    counts = (np.bincount(clusters[at], minlength=int(clusters[-1]) + 1) for at in (is_left, ~is_left))
+def relabellings(clusters: np.ndarray, is_left: np.ndarray, draws: int) -> Relabellings:
+    """Those of whole clusters, of which some are left."""
+    counts = (np.bincount(clusters[at], minlength=int(clusters.max()) + 1) for at in (is_left, ~is_left))
     return Relabellings.of(*counts, draws=draws)
 
 
-def _signed(rows: np.ndarray, clusters: np.ndarray, is_left: np.ndarray) -> np.ndarray:
+def signed_sums(rows: np.ndarray, clusters: np.ndarray, is_left: np.ndarray) -> np.ndarray:
     """Left less right rows of each cluster, the mean of all rows subtracted."""
     sides = np.where(is_left, 1.0, -1.0).reshape(-1, *[1] * (rows.ndim - 1))
-    return cluster_sums((rows - rows.mean(axis=0)) * sides, clusters, int(clusters[-1]) + 1)
+    return cluster_sums((rows - rows.mean(axis=0)) * sides, clusters, int(clusters.max()) + 1)

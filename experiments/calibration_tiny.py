@@ -1,7 +1,7 @@
 """The same questions as calibration.py, of real gradients: those of the model `tiny`, measured once.
 
-Nulls are made from them: members of a pair change sides at random (whole clusters where rows are alike), or partners
-are drawn among the rows of their cluster.
+Nulls are made from them: members of a pair change sides at random (whole clusters where rows are alike), partners are
+drawn among the rows of their cluster, or a third of the rows or clusters of one set is called left.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from calibration_arrays import DRAWS
 from calibration_cells import SIZES, Cell, Check, Design, Kind, Where, covers, rejects, tally
+from calibration_labels import LEFT, relabellings, signed_sums
 from scipy import stats
 
 import graddiag
@@ -99,6 +100,7 @@ def experiment(real: Real, n: int, alike: bool, rng: np.random.Generator) -> Ans
         **_numbers(real.loss[at] * side, codes),
         **_framings(sums, real.safety, np.bincount(codes)),
         **_pairings(real, at, named, rng),
+        **_labels({b: x[at] for b, x in real.left.items()}, codes, rng),
     }
 
 
@@ -130,6 +132,19 @@ def _pairings(real: Real, at: np.ndarray, named: np.ndarray, rng: np.random.Gene
     return {
         "pairing": {"rejected": rejects(partner_permutations(np.mean(cosines, axis=0), partners).p)},
         "pairing, 14 blocks": {"any block": rejects(familywise_p(nulls).min())},
+    }
+
+
+def _labels(rows: dict[str, np.ndarray], codes: np.ndarray, rng: np.random.Generator) -> Answers:
+    """Rows of one set, of which whole clusters drawn by chance are called left: nobody has a partner."""
+    n_clusters = int(codes.max()) + 1
+    is_left = (rng.permutation(n_clusters) < max(1, n_clusters // LEFT))[codes]
+    labels = relabellings(codes, is_left, DRAWS)
+    sums = [signed_sums(x, codes, is_left) for x in rows.values()]
+    grams = [s @ s.T for s in sums]
+    return {
+        "labels, own clusters": {"rejected": rejects(labels.null(np.sum(grams, axis=0)).p)},
+        "labels, 14 blocks": {"any block": rejects(familywise_p([labels.null(g) for g in grams]).min())},
     }
 
 

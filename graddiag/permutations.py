@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ EXHAUSTIVE = (
 )
 DRAWS = 10_000  # random permutations; the Monte-Carlo error of p = 0.05 is then 0.002
 CHUNK = 1_000  # sign patterns held at a time: 12 MB for 3,000 clusters
+TOGETHER = 64  # blocks whose nulls are standardised at a time: 5 MB an array for 10,000 permutations
 TIE = 16  # units of rounding; without it, sums that are equal but added in another order would not count as ties
 
 
@@ -44,16 +45,6 @@ class Null:
         middle = float(self.values.mean()) if len(self.values) else math.nan
         return float(self.values[0]) / middle if middle > 0 else math.nan
 
-    def standardised(self) -> Null:
-        """In standard deviations of the null, about its mean (a distance is about it already); empty where it does not
-        vary, since then no permutation differs from the real one."""
-        known = self.values[np.isfinite(self.values)]
-        centre = 0.0 if self.distances or not len(known) else float(known.mean())
-        spread = math.sqrt(float(((known - centre) ** 2).mean())) if len(known) else 0.0
-        if not len(known) or float(np.ptp(known)) <= self.tie:
-            return Null(np.zeros(0))
-        return Null((self.values - centre) / spread, self.tie / spread, self.distances)
-
 
 def familywise_p(nulls: Sequence[Null]) -> Float[np.ndarray, " b"]:
     """p of each block such that, if no block differs, one below 0.05 turns up anywhere in 5 % of experiments.
@@ -62,21 +53,36 @@ def familywise_p(nulls: Sequence[Null]) -> Float[np.ndarray, " b"]:
     Young 1993, single step). Entry k of every null must belong to the same permutation: then the dependence between
     blocks is that of the data. NaN where the block's own p is undefined, 1 where its null does not vary.
     """
-    worst: Float[np.ndarray, " b"] | None = None
-    least = []  # what the worst must reach for each block; kept instead of the standardised null, which is as long
-    for null in nulls:
-        one = null.standardised()
-        if len(one.values):
-            worst = one.values if worst is None else np.fmax(worst, one.values)
-        own = one.values[0] - one.tie if len(one.values) else -math.inf
-        least.append(own if math.isfinite(null.p) else math.nan)
-    return np.array([_share_reaching(worst, v) for v in least], dtype=np.float64)
+    least = np.full(len(nulls), np.nan)  # what the worst of a permutation must reach for each block
+    known = [k for k, null in enumerate(nulls) if len(null.values)]
+    worst = np.full(len(nulls[known[0]].values) if known else 0, -math.inf)
+    for start in range(0, len(known), TOGETHER):
+        some = known[start : start + TOGETHER]
+        values, least[some] = _standardised([nulls[k] for k in some])
+        worst = np.maximum(worst, values.max(axis=0))
+    reaching = len(worst) - np.searchsorted(np.sort(worst), least)
+    return np.where(np.isnan(least), np.nan, reaching / max(len(worst), 1))
 
 
-def _share_reaching(worst: Float[np.ndarray, " b"] | None, least: float) -> float:
-    if math.isnan(least) or worst is None:
-        return math.nan if math.isnan(least) else 1.0
-    return float(np.mean(np.nan_to_num(worst, nan=-math.inf) >= least))
+def _standardised(nulls: Sequence[Null]) -> tuple[Float[np.ndarray, "n b"], Float[np.ndarray, " n"]]:
+    """Values in standard deviations of their null, about its mean (a distance is about it already), and those of the
+    real permutation less a tie.
+
+    Minus infinity where a value is undefined and where the null does not vary, since then no permutation differs from
+    the real one; the second NaN where the real value is undefined.
+    """
+    values = np.stack([null.values for null in nulls])
+    ties, distances = np.array([n.tie for n in nulls]), np.array([n.distances for n in nulls])
+    defined = np.isfinite(values)
+    counts = np.maximum(defined.sum(axis=1), 1)
+    means = np.where(defined, values, 0.0).sum(axis=1) / counts
+    moved = np.where(defined, values - np.where(distances, 0.0, means)[:, None], 0.0)
+    spread = np.sqrt((moved**2).sum(axis=1) / counts)
+    top, bottom = (np.where(defined, v, -math.inf).max(axis=1) for v in (values, -values))
+    varies = top + bottom > ties
+    scale = np.where(varies, spread, 1.0)
+    scaled = np.where(defined & varies[:, None], moved / scale[:, None], -math.inf)
+    return scaled, np.where(defined[:, 0], scaled[:, 0] - ties / scale, np.nan)
 
 
 def smallest_p(n_clusters: int) -> float:
@@ -92,10 +98,7 @@ def sign_flips(sums: Float[np.ndarray, "c ..."], *, seed: int = 0, draws: int = 
     All signs where there are at most 14 clusters, else the real ones and 10,000 random patterns from `seed`, the same
     for every block. Empty for fewer than two clusters; constant where every difference is zero.
     """
-    rows = (sums if sums.ndim > 1 else sums[:, None]).astype(np.float64)
-    scale = float(np.sqrt((rows**2).sum(axis=1)).sum())
-    found = _flips(rows, scale, lambda signs, d: np.sqrt(((signs @ d) ** 2).sum(axis=1)), seed=seed, draws=draws)
-    return Null(found.values, found.tie, distances=rows.shape[1] == 1)
+    return sign_flips_each(sums[:, None], seed=seed, draws=draws)[0]
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,30 @@ def sign_flip_rank(values: Float[np.ndarray, " n"], *, seed: int = 0, draws: int
     return Rank(float(np.mean(sums < real - tie)), float(np.mean(sums <= real + tie)))
 
 
-def sign_flips_each(sums: Float[np.ndarray, "c b"], *, seed: int = 0, draws: int = DRAWS) -> list[Null]:
-    """`|sum_c s_c D_c|` of many numbers under the same signs: `sign_flips` of each column, in one pass."""
-    n = len(sums)
-    scale = np.abs(sums).sum(axis=0)
-    unit = np.divide(sums, scale, out=np.zeros(sums.shape), where=scale > 0)
+def sign_flips_each(sums: Float[np.ndarray, "c b *k"], *, seed: int = 0, draws: int = DRAWS) -> list[Null]:
+    """`||sum_c s_c D_c||` of many numbers, or vectors, under the same signs: `sign_flips` of each, in one pass."""
+    n, blocks, k = len(sums), sums.shape[1], math.prod(sums.shape[2:])
+    data = sums.reshape(n, blocks, k).astype(np.float64)
+    scale = np.sqrt(np.einsum("cbk,cbk->cb", data, data)).sum(axis=0)
     if n < 2:
-        return [Null(np.zeros(0))] * sums.shape[1]
-    values = np.concatenate([np.abs((s * 2.0 - 1) @ unit) for s in sign_patterns(n, seed, draws)])
-    tie = TIE * np.finfo(np.float64).eps
-    return [Null(v if math.isfinite(k) else np.zeros(0), tie) for v, k in zip(values.T, scale, strict=True)]
+        return [Null(np.zeros(0))] * blocks
+    # Random signs carry a Monte-Carlo error of 0.002 anyway: single precision halves the cost of vectors.
+    dtype = np.float64 if n <= EXHAUSTIVE or k == 1 else np.float32
+    unit = np.divide(data, scale[:, None], out=np.zeros(data.shape), where=scale[:, None] > 0)
+    unit = unit.reshape(n, blocks * k).astype(dtype)
+    values = [_lengths((s.astype(dtype) * 2 - 1) @ unit, k) for s in sign_patterns(n, seed, draws)]
+    columns = np.concatenate(values).astype(np.float64).T
+    tie = TIE * float(np.finfo(dtype).eps)
+    known = np.isfinite(scale)
+    return [Null(v if some else np.zeros(0), tie, distances=k == 1) for v, some in zip(columns, known, strict=True)]
+
+
+def _lengths(sums: Float[np.ndarray, "d _"], k: int) -> Float[np.ndarray, "d b"]:
+    """Of vectors of k numbers each, that stand beside each other in a row."""
+    if k == 1:
+        return np.abs(sums)
+    vectors = sums.reshape(len(sums), -1, k)
+    return np.asarray(np.sqrt(np.einsum("dbk,dbk->db", vectors, vectors)))
 
 
 def sign_flips_of_norm(gram: Float[np.ndarray, "c c"], *, seed: int = 0, draws: int = DRAWS) -> Null:
@@ -139,27 +156,16 @@ def sign_flips_of_norm(gram: Float[np.ndarray, "c c"], *, seed: int = 0, draws: 
 
     The diagonal is the same under every pattern and is left out, which keeps the rounding small.
     """
+    n = len(gram)
     apart = gram - np.diag(gram.diagonal())
     scale = float(np.abs(apart).sum())
-    return _flips(apart, scale, lambda signs, g: np.einsum("bc,bc->b", signs @ g, signs), seed=seed, draws=draws)
-
-
-def _flips(
-    data: Float[np.ndarray, "c k"],
-    scale: float,
-    statistic: Callable[[Float[np.ndarray, "b c"], Float[np.ndarray, "c k"]], Float[np.ndarray, " b"]],
-    *,
-    seed: int,
-    draws: int,
-) -> Null:
-    n = len(data)
     if n < 2 or not math.isfinite(scale):
         return Null(np.zeros(0), distances=False)
-    # Random signs carry a Monte-Carlo error of 0.002 anyway: single precision halves their cost.
-    dtype = np.float64 if n <= EXHAUSTIVE or data.shape[1] == 1 else np.float32
-    data = (data / (scale or 1.0)).astype(dtype)
-    values = [statistic(signs.astype(dtype) * 2 - 1, data) for signs in sign_patterns(n, seed, draws)]
-    return Null(np.concatenate(values).astype(np.float64), TIE * float(np.finfo(dtype).eps), distances=False)
+    dtype = np.float64 if n <= EXHAUSTIVE else np.float32
+    unit = (apart / (scale or 1.0)).astype(dtype)
+    signs = (s.astype(dtype) * 2 - 1 for s in sign_patterns(n, seed, draws))
+    values = np.concatenate([np.einsum("bc,bc->b", s @ unit, s) for s in signs]).astype(np.float64)
+    return Null(values, TIE * float(np.finfo(dtype).eps), distances=False)
 
 
 def sign_patterns(n_clusters: int, seed: int, draws: int) -> Iterator[Bool[np.ndarray, "b c"]]:
@@ -194,24 +200,30 @@ def partner_permutations(cosines: Float[np.ndarray, "p p"], partners: Int[np.nda
 
     Undefined cosines are left out of each mean. Empty where no pairing moves a row: every cluster has one.
     """
+    return partner_permutations_each(cosines[None], partners)[0]
+
+
+def partner_permutations_each(cosines: Float[np.ndarray, "n p p"], partners: Int[np.ndarray, "p b"]) -> list[Null]:
+    """`partner_permutations` of several blocks, among the same pairings, in one pass."""
+    if (partners == partners[:, :1]).all():
+        return [Null(np.zeros(0))] * len(cosines)
     defined = np.isfinite(cosines)
-    if not defined.diagonal().any() or (partners == partners[:, :1]).all():
-        return Null(np.zeros(0))
-    filled = np.where(defined, cosines, 0.0)
-    means = _sums_over(filled, partners)
     if defined.all():
-        means /= len(partners)
+        filled, means = cosines, _sums_over(cosines, partners) / len(partners)
     else:
-        counts = _sums_over(defined.astype(np.float64), partners)
-        means = np.divide(means, counts, out=np.full(len(means), np.nan), where=counts > 0)
-    tie = TIE * float(np.finfo(np.float64).eps) * float(np.abs(filled).max())
-    return Null(np.abs(means - np.nanmean(means)), tie)
+        filled, counts = np.where(defined, cosines, 0.0), _sums_over(defined.astype(np.float64), partners)
+        means = np.full(counts.shape, np.nan)
+        np.divide(_sums_over(filled, partners), counts, out=means, where=counts > 0)
+    largest = np.maximum(filled.max(axis=(1, 2), initial=0.0), -filled.min(axis=(1, 2), initial=0.0))
+    ties = TIE * float(np.finfo(np.float64).eps) * largest
+    found = zip(means, ties.tolist(), np.diagonal(defined, axis1=1, axis2=2).any(axis=1), strict=True)
+    return [Null(np.abs(m - np.nanmean(m)), tie) if some else Null(np.zeros(0)) for m, tie, some in found]
 
 
-def _sums_over(matrix: Float[np.ndarray, "p p"], partners: Int[np.ndarray, "p b"]) -> Float[np.ndarray, " b"]:
-    total = np.zeros(partners.shape[1])
-    for row, at in zip(matrix, partners, strict=True):  # row by row: one row stays in the processor's cache
-        total += row.take(at)
+def _sums_over(matrices: Float[np.ndarray, "n p p"], partners: Int[np.ndarray, "p b"]) -> Float[np.ndarray, "n b"]:
+    total = np.zeros((len(matrices), partners.shape[1]))
+    for i, at in enumerate(partners):  # row by row: one row of a block stays in the processor's cache
+        total += matrices[:, i].take(at, axis=1)
     return total
 
 

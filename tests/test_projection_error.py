@@ -15,7 +15,6 @@ from graddiag.analyzers import alignment, conflict, framing
 from graddiag.analyzers._alignment import projected_cosines
 from graddiag.analyzers._alignment_error import _Near, _Norms
 from graddiag.analyzers._conflict import KEYS, _Frame
-from graddiag.analyzers._conflict_error import ConflictInfluences
 from graddiag.analyzers._cosines import rows64
 from graddiag.analyzers._framing_sums import block_sums
 from graddiag.analyzers._projection_error import Influence, Spread, cosine_influence, spread
@@ -79,7 +78,7 @@ def test_what_a_place_does_to_a_conflict_is_what_changes_with_its_weight(center:
     for scope, blocks in (("whole", BLOCKS), ("block", (block,))):
         products = np.asarray(sum(gram(sides, b) for b in blocks))
         prepared = centre(products) if center else products
-        influences = ConflictInfluences.of(prepared, frame.rows, frame.same_cluster, centered=center)
+        influences = frame.influences(prepared, centered=center)
         at = influences.at(np.concatenate([rows64(t, block) for t in sides]))
         found |= {f"{scope} {name}": float(i.moves[place]) for name, i in at.items()}
     assert found == pytest.approx(_slope(numbers, block, place), abs=1e-7, nan_ok=True)

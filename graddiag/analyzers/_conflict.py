@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graddiag.analyzers._blocks import SURVIVING, BlockTests
-from graddiag.analyzers._conflict_error import ConflictInfluences
+from graddiag.analyzers._conflict_error import ConflictInfluences, LabelWeights
 from graddiag.analyzers._cosines import exact_pairs, rows64
 from graddiag.analyzers._projection_error import Spread, error_keys, layouts, spread
 from graddiag.analyzers._rows import Rows, centre, corrected_cosines, cosines_of, label_products, mean_gradient_cosine
@@ -29,6 +29,7 @@ from graddiag.statistics import (
     share_negative,
 )
 
+LABELS = "conflict/label_distance"
 KEYS = {  # of the numbers that have a projection error
     "paired": "conflict/paired_cosine",
     "same_cluster": "conflict/same_cluster",
@@ -37,8 +38,8 @@ KEYS = {  # of the numbers that have a projection error
     "across": "conflict/across",
     "mean_gradient_cosine": "conflict/mean_gradient_cosine",
     "corrected": "conflict/mean_gradient_cosine_corrected",
+    "label_distance": LABELS,
 }
-LABELS = "conflict/label_distance"
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class _Frame:
     clusters: Int[np.ndarray, " p"]
     partners: Int[np.ndarray, "p b"]
     labels: Relabellings
+    label_weights: LabelWeights
     same_cluster: Bool[np.ndarray, "l r"]
     layouts: Mapping[str, RowLayout]
 
@@ -176,7 +178,8 @@ class _Frame:
         layout = layouts(comparison.left.space)
         counts = (np.bincount(c, minlength=rows.n_clusters) for c in (rows.left_clusters, rows.right_clusters))
         labels = Relabellings.of(*counts, seed=seed)
-        return _Frame(rows, comparison.clusters, partners, labels, same & ~rows.partners, layout)
+        weights = LabelWeights.of(labels)
+        return _Frame(rows, comparison.clusters, partners, labels, weights, same & ~rows.partners, layout)
 
     def scope(
         self, products: Float[np.ndarray, "m m"], known: Float[np.ndarray, " p"] | None
@@ -204,6 +207,10 @@ class _Frame:
         )
         return scope, paired, nulls
 
+    def influences(self, products: Float[np.ndarray, "m m"], *, centered: bool) -> ConflictInfluences:
+        """What places do to the numbers of a Gram matrix, centred already where it is to be."""
+        return ConflictInfluences.of(products, self.rows, self.same_cluster, self.label_weights, centered=centered)
+
     def errors(
         self,
         comparison: Comparison,
@@ -218,7 +225,7 @@ class _Frame:
         spreads = dict.fromkeys(KEYS, Spread())
         random = [b for b in blocks if not self.layouts[b].is_whole]
         if random:
-            influences = ConflictInfluences.of(products, self.rows, self.same_cluster, centered=centered)
+            influences = self.influences(products, centered=centered)
         for b in random:
             at = influences.at(np.concatenate([rows64(t, b) for t in sides]))
             spreads = {name: s + spread(at[name], self.layouts[b]) for name, s in spreads.items()}

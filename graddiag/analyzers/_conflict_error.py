@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
-from graddiag.analyzers._projection_error import Influence, cosine_influence
-from graddiag.analyzers._rows import Rows, apart_means, cosines_of
+from graddiag.analyzers._projection_error import Influence, cosine_influence, ratio_influence
+from graddiag.analyzers._rows import Rows, apart_means, cosines_of, label_products
+from graddiag.relabelling import Relabellings
 
 TILE = 256  # places at a time: those of some hundred rows stay in the processor's cache
 Places = Float[np.ndarray, "_ k"]  # the rows of both sides in one block
@@ -30,6 +31,31 @@ class _MeanCosine:
 
 
 @dataclass(frozen=True)
+class LabelWeights:
+    """How `conflict/label_distance` weighs the products of the sums `E_c` that relabelling turns round: `real` is the
+    factor of their sum in the distance of the sides as they are, `middle[c, d]` that of the product of E_c and E_d in
+    the mean over relabellings."""
+
+    real: float
+    middle: Float[np.ndarray, "c c"]
+
+    @staticmethod
+    def of(labels: Relabellings) -> LabelWeights:
+        """Those of some relabellings."""
+        signs = labels.signs.astype(np.float64)
+        return LabelWeights(float(labels.scale[0]), signs.T @ (signs * labels.scale[:, None]) / len(signs))
+
+    def influence(self, sums: Float[np.ndarray, "c k"], totals: Float[np.ndarray, " 2"]) -> Influence:
+        """That of the relative distance, given E_c at each place of a block."""
+        upper, lower = self.real * sums.sum(axis=0) ** 2, np.einsum("ck,ck->k", self.middle @ sums, sums)
+        return ratio_influence(upper, lower, totals)
+
+    def totals(self, products: Float[np.ndarray, "c c"]) -> Float[np.ndarray, " 2"]:
+        """The distance as it is, and its mean over relabellings."""
+        return np.array([self.real * products.sum(), (self.middle * products).sum()])
+
+
+@dataclass(frozen=True)
 class ConflictInfluences:
     """Derivatives at the numbers of one Gram matrix, to be read off the rows of every block that is part of it.
 
@@ -44,11 +70,18 @@ class ConflictInfluences:
     means: dict[str, _MeanCosine]
     totals: Float[np.ndarray, " 3"]
     apart: Float[np.ndarray, " 3"]
+    labels: LabelWeights
+    label_totals: Float[np.ndarray, " 2"]
     centered: bool
 
     @staticmethod
     def of(
-        products: Float[np.ndarray, "m m"], rows: Rows, same_cluster: Bool[np.ndarray, "l r"], *, centered: bool
+        products: Float[np.ndarray, "m m"],
+        rows: Rows,
+        same_cluster: Bool[np.ndarray, "l r"],
+        labels: LabelWeights,
+        *,
+        centered: bool,
     ) -> ConflictInfluences:
         """Those of a Gram matrix, centred already where it is to be."""
         left, right, across = rows.sides(cosines_of(products))
@@ -71,7 +104,9 @@ class ConflictInfluences:
             _summing(lengths[n:], rows.right_clusters, n_clusters),
         )
         totals = np.array([sums[2], *sums[:2]])
-        return ConflictInfluences(rows, lengths, side_sums, means, totals, middle[[2, 0, 1]], centered)
+        of_labels = labels.totals(label_products(products, rows))
+        apart_totals = middle[[2, 0, 1]]
+        return ConflictInfluences(rows, lengths, side_sums, means, totals, apart_totals, labels, of_labels, centered)
 
     def at(self, places: Places) -> dict[str, Influence]:
         """The influence of each place of one block on every number."""
@@ -97,6 +132,8 @@ class ConflictInfluences:
             inside = np.stack([np.einsum("ck,ck->k", plain[a], plain[b]) for a, b in ways])
             apart = (whole - inside) / _pairs_apart(self.rows)[:, None]
         out["mean_gradient_cosine"] = cosine_influence(whole, self.totals)
+        signed = plain[0] - plain[1] - np.outer(_more_left(self.rows), (left + right) / len(places))
+        out["label_distance"] = self.labels.influence(signed, self.label_totals)
         return out | {"corrected": cosine_influence(apart, self.apart)}
 
     def _mean_influences(self, places: Places, unit: Float[np.ndarray, "2 c k"]) -> dict[str, Influence]:
@@ -147,6 +184,12 @@ def _at(rows: Int[np.ndarray, " p"], start: int) -> slice | Int[np.ndarray, " p"
     """Where some rows stand among all; a slice, which copies nothing, where they follow each other."""
     follow = len(rows) > 0 and bool((np.diff(rows) == 1).all())
     return slice(start + int(rows[0]), start + int(rows[-1]) + 1) if follow else start + rows
+
+
+def _more_left(rows: Rows) -> Int[np.ndarray, " c"]:
+    """How many more left than right rows each cluster has."""
+    left, right = (np.bincount(c, minlength=rows.n_clusters) for c in (rows.left_clusters, rows.right_clusters))
+    return np.asarray(left - right)
 
 
 def _pairs_apart(rows: Rows) -> Float[np.ndarray, " 3"]:
