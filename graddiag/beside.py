@@ -131,7 +131,9 @@ def _numbers(summary: Summary, key: str) -> tuple[float | None, ...]:
 
 
 def _judged(e: Evidence) -> str:
-    return f"{judge(e).word} ({_interval(e)})"
+    """The word, the number, and why the word is no stronger."""
+    rule = judge(e)
+    return f"{rule.word} ({'; '.join(part for part in (_interval(e), rule.remark) if part)})"
 
 
 def _interval(e: Evidence) -> str:

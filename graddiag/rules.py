@@ -13,6 +13,7 @@ from graddiag.statistics import NORMAL
 ALPHA = 0.05  # two-sided; the convention of the field
 SMALL_EFFECT = 0.2  # |d_z|: below Cohen's "small"
 FEW_CLUSTERS = 10  # below this a jackknife interval rests on too few deletions to be trusted closely
+HALF = 0.5  # of the safety rows in one cluster: all others together weigh less than it
 LARGE_ERROR = 0.02  # cosine; a projection this coarse hides effects of the size that fine-tuning sets show
 
 Scale = Literal["cosine", "paired", "means", "contrast", "difference", "length"]
@@ -202,12 +203,19 @@ RULES = (
 
 @dataclass(frozen=True)
 class Facts:
-    """What the limits are read from."""
+    """What the limits are read from; NaN where nothing is known of it.
+
+    `safety_clusters` is how many clusters the safety rows make, `largest_cluster` the share of them in the largest, and
+    `direction_low` as in `Evidence`.
+    """
 
     n_clusters: int
     error: float
     setting: Setting
     forced: float = math.nan  # mean inner product across the sides that centring makes, whatever the data
+    safety_clusters: float = math.nan
+    largest_cluster: float = math.nan
+    direction_low: float = math.nan
 
     @property
     def smallest_p(self) -> float:
@@ -242,6 +250,21 @@ LIMITS = (
         f"fewer than {FEW_CLUSTERS} clusters",
         "Few clusters ({facts.n_clusters}): intervals and p are rough.",
         lambda f: f.smallest_p < ALPHA and f.n_clusters < FEW_CLUSTERS,
+    ),
+    Limit(
+        "the interval of alignment/safety_split_half reaches 0 or less, or is undefined",
+        "The safety direction is not known: the safety set makes {facts.safety_clusters:.0f} clusters (rows of one "
+        "answer are one where none are named), with {facts.largest_cluster:.0%} of its rows in one of them; halves of "
+        "it do not agree, or are too few to tell. Numbers along it are given these answers. To claim more, use a set "
+        "with other answers too; if just this kind of answer is meant, say in its `cluster` column what its rows share "
+        "instead.",
+        lambda f: f.direction_low <= 0,
+    ),
+    Limit(
+        f"fewer than {FEW_CLUSTERS} clusters of safety rows, or one with more than half of the rows",
+        "Few safety clusters ({facts.safety_clusters:.0f}, the largest has {facts.largest_cluster:.0%} of the rows): "
+        "how well the direction of safety is known is itself rough.",
+        lambda f: f.direction_low > 0 and (f.safety_clusters < FEW_CLUSTERS or f.largest_cluster > HALF),
     ),
     Limit(
         f"projection/error above {LARGE_ERROR}",

@@ -175,6 +175,8 @@ _FAMILIES = {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token", "
 _UNITS = {
     "n": "count",
     "blocks_surviving": "count",
+    "safety_clusters": "count",
+    "safety_largest_cluster": "share, 0..1",
     "first_gap": "nats",
     "wilcoxon_p": "probability",
     "effect_size": "standard deviations",

@@ -23,14 +23,14 @@ from graddiag.rules import (
 from graddiag.statistics import NORMAL
 from graddiag.text import interval, number, visible
 
-MOST_LINES = 15  # what fits a terminal beside the warnings
+MOST_LINES = 16  # what fits a terminal beside the warnings
 NAME_LENGTH = 32  # characters of a set's name in a line
 
 Summary = Mapping[str, float | None]
 
 
 def verdict(summary: Summary, setting: Setting) -> list[str]:
-    """At most 15 lines: every claim with its interval, p and sample, then what the numbers do not show.
+    """At most 16 lines: every claim with its interval, p and sample, then what the numbers do not show.
 
     Brackets hold 95 % intervals. Nothing is claimed beyond interval, p and control. Control characters in names are
     shown as escapes.
@@ -156,7 +156,9 @@ class _Reader:
 
     def limits(self) -> list[str]:
         n, error, forced = (self.number(k) for k in ("pairs/clusters", "projection/error", "conflict/forced"))
-        facts = Facts(0 if math.isnan(n) else int(n), error, self.setting, forced)
+        safety = [self.number(f"alignment/{k}") for k in ("safety_clusters", "safety_largest_cluster")]
+        low = math.nan if self.setting.safety is None else self._direction_low()
+        facts = Facts(0 if math.isnan(n) else int(n), error, self.setting, forced, *safety, low)
         return [limit.says.format(facts=facts) for limit in LIMITS if limit.holds(facts)]
 
     @property

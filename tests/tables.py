@@ -17,7 +17,7 @@ SIZE = 48  # parameters of a block
 LAST = 1000  # target tokens from here on are of one id each
 PROJECTED = (  # numbers that have a standard error by the projection
     *(f"conflict/{k}" for k in ("paired_cosine", "same_cluster", "within_left", "within_right", "across")),
-    *("conflict/mean_gradient_cosine", "conflict/mean_gradient_cosine_corrected"),
+    *("conflict/mean_gradient_cosine", "conflict/mean_gradient_cosine_corrected", "conflict/label_distance"),
     *("framing/consistency", "framing/safety_cosine", "framing/safety_cosine_corrected"),
     *(f"alignment/{k}" for k in ("left", "right", "difference", "control:benign")),
 )

@@ -14,7 +14,7 @@ from tables import BLOCKS, PROJECTED, RECIPE, Table, changed, four_tables, taken
 
 from graddiag.signals import Signals
 
-WHOLE = ("blocks_surviving", "random_sd")  # ends of keys that single blocks do not have
+WHOLE = ("blocks_surviving", "random_sd", "safety_clusters", "safety_largest_cluster")  # ends of keys that no block has
 
 
 def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from() -> None:
@@ -49,6 +49,8 @@ def test_every_key_of_the_interface_is_there_and_says_what_it_was_computed_from(
         "alignment/difference/p",
         *(f"{form}/blocks_surviving" for form in ("conflict", "framing", "alignment")),
         *(f"alignment/safety_split_half{end}" for end in ("", "/low", "/high")),
+        "alignment/safety_clusters",
+        "alignment/safety_largest_cluster",
         *(f"alignment/{n}/random_sd" for n in ("left", "right", "control:benign")),
         *(f"projection/error{k}" for k in ("", "_partners", "_strangers", "_safety")),
         *(f"{k}/projection_se" for k in PROJECTED),

@@ -34,6 +34,21 @@ def test_rows_of_a_cluster_that_agree_among_themselves_do_not_make_the_direction
     assert alone.low > 0.5
 
 
+def test_one_canned_answer_looks_like_a_direction_of_safety_only_while_its_rows_count_as_independent() -> None:
+    """82 of 98 rows have one answer and 16 rows 12 others, answers are alike by 0.3, and no direction is common to all:
+    rows are a precise sample of these answers, but answers are the sample of what safe answers are like."""
+    sizes = np.array([82, 3, 2, 2, *[1] * 9])
+    rng, answers, repeats = np.random.default_rng(4), np.repeat(np.arange(13), sizes), 200
+    known = {"rows": 0, "answers": 0}
+    for _ in range(repeats):
+        shared, own = rng.normal(size=(13, 20)), rng.normal(size=(98, 20))
+        rows = math.sqrt(0.3) * shared[answers] + math.sqrt(0.7) * own
+        for unit, clusters in (("rows", np.arange(98)), ("answers", answers)):
+            known[unit] += split_half(rows @ rows.T, clusters).low > 0
+    assert known["rows"] == repeats, "a claim about safety that another safety set would not bear out"
+    assert known["answers"] / repeats <= 0.025 + 4 * math.sqrt(0.025 * 0.975 / repeats)
+
+
 @pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("size", [1, 4])
 def test_its_interval_covers_the_cosine_that_is_to_be_expected(size: int, heavy: bool) -> None:
@@ -91,6 +106,9 @@ def test_alignment_says_both_of_all_blocks_and_the_first_per_block() -> None:
     codes = np.unique(safety.clusters, return_inverse=True)[1]
     summary = found.summary()
     assert summary["alignment/safety_split_half"] == pytest.approx(split_half(rows @ rows.T, codes).value)
+    assert summary["alignment/safety_clusters"] == len(set(codes))
+    assert summary["alignment/safety_largest_cluster"] == np.bincount(codes).max() / len(codes)
+    assert found.kinds()["alignment/safety_clusters"] == "loss"
     assert summary["alignment/control:benign/random_sd"] > 0
     block = safety.blocks[0]
     alone = split_half(safety.gradients[block] @ safety.gradients[block].T, codes)

@@ -98,7 +98,8 @@ def test_gradients_that_are_all_zero_have_no_direction(exact: bool, center: bool
     got = summary_of(zero, exact=exact, center=center)
     cosines = [k for k in got if k.startswith(("conflict/", "alignment/", "framing/")) and not k.endswith("forced")]
     moved = {"framing/p", "framing/blocks_surviving", "conflict/label_distance/p"}  # by nothing, whatever the signs
-    assert {got[k] for k in cosines if k not in moved} == {None}
+    counted = {"alignment/safety_clusters", "alignment/safety_largest_cluster"}
+    assert {got[k] for k in cosines if k not in moved | counted} == {None}
     assert got["framing/p"] == got["conflict/label_distance/p"] == 1
     assert got["framing/blocks_surviving"] == 0
     assert got["loss_gap/mean"] is not None

@@ -136,6 +136,27 @@ def test_nothing_is_said_along_a_safety_direction_whose_halves_cannot_be_compare
             assert "not measurable" in line, line
 
 
+def test_why_nothing_is_measurable_along_safety_is_said_with_what_to_do() -> None:
+    made = {"alignment/safety_clusters": 13, "alignment/safety_largest_cluster": 82 / 98}
+    unknown = _summary() | made | {"alignment/safety_split_half/low": -0.459}
+    line = _line(verdict(unknown, SETTING), "The safety direction is not known")
+    assert "13 clusters" in line
+    assert "84% of its rows in one" in line
+    assert "`cluster` column" in line
+    lines = verdict(unknown, replace(SETTING, safety=None, controls=()))
+    assert not any("safety direction" in line for line in lines)
+
+
+@pytest.mark.parametrize(("clusters", "largest", "few"), [(9, 0.2, True), (13, 0.84, True), (10, 0.5, False)])
+def test_few_safety_clusters_are_said_as_few_clusters_of_pairs_are(clusters: int, largest: float, few: bool) -> None:
+    made = {"alignment/safety_clusters": clusters, "alignment/safety_largest_cluster": largest}
+    lines = verdict(_summary() | made | {"alignment/safety_split_half/low": 0.5}, SETTING)
+    said = [
+        line for line in lines if line.startswith(f"Few safety clusters ({clusters}, the largest has {largest:.0%}")
+    ]
+    assert bool(said) == few
+
+
 def test_a_projected_number_is_judged_by_its_own_standard_error_and_shows_it() -> None:
     key = "framing/safety_cosine_corrected"
     projected = replace(SETTING, kinds={key: "projected"})
@@ -240,12 +261,13 @@ def test_without_a_safety_set_nothing_is_said_about_safety() -> None:
 
 
 @pytest.mark.parametrize("n_controls", [0, 1, 2, 5, 40])
-def test_there_are_never_more_than_fifteen_lines(n_controls: int) -> None:
+def test_there_are_never_more_than_sixteen_lines(n_controls: int) -> None:
     worst = replace(
         SETTING, controls=tuple(f"c{k}" for k in range(n_controls)), differs=("data", "model"), centered=True, adam=True
     )
+    unknown = {"alignment/safety_split_half/low": None, "alignment/safety_clusters": 2}
     for clusters, error in itertools.product((0, 1, 4, 8, 30), (None, 0.0, 0.03)):
-        lines = verdict(_summary() | {"pairs/clusters": clusters, "projection/error": error}, worst)
+        lines = verdict(_summary() | {"pairs/clusters": clusters, "projection/error": error} | unknown, worst)
         assert len(lines) <= MOST_LINES
         said = sum(line.startswith("Cosine of control c") for line in lines)
         assert said == n_controls or f"{n_controls - said} more controls are in report.json." in lines

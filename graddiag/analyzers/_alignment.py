@@ -99,8 +99,12 @@ class Alignment:
 
     def kinds(self) -> dict[str, str]:
         """Whether each key was computed from exact or from projected gradients."""
-        known = self.direction.summary(self.prefix) if self.direction and self.projection != "exact" else {}
-        return dict.fromkeys(self.summary(), "exact" if self.exact else "projected") | dict.fromkeys(known, "projected")
+        kinds = dict.fromkeys(self.summary(), "exact" if self.exact else "projected")
+        if self.direction is None:
+            return kinds
+        known = self.direction.summary(self.prefix) if self.projection != "exact" else {}
+        counts = self.direction.cluster_keys(self.prefix)
+        return kinds | dict.fromkeys(known, "projected") | dict.fromkeys(counts, "loss")
 
 
 def alignment(

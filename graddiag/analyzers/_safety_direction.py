@@ -17,16 +17,23 @@ from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife, optional
 
 SPLIT_HALF, RANDOM = "safety_split_half", "random_sd"  # how the keys end
+CLUSTERS, LARGEST = "safety_clusters", "safety_largest_cluster"
 
 
 @dataclass(frozen=True)
 class SafetyDirection:
     """Of the projected safety gradients: how far their mean agrees with itself, overall and per block; and for each set
-    the standard deviation of its mean cosine with a random direction that has the safety mean's norm in every block."""
+    the standard deviation of its mean cosine with a random direction that has the safety mean's norm in every block.
+
+    `n_clusters` is how many clusters the finite safety rows make (those that are named, else one for each answer), and
+    `largest` the share of the rows in the largest of them.
+    """
 
     overall: Estimate
     blocks: Mapping[str, Estimate]
     random_sd: Mapping[str, float]
+    n_clusters: int
+    largest: float
 
     @staticmethod
     def of(safety: Signals, tables: Mapping[str, Signals], grams: Grams | None = None) -> SafetyDirection:
@@ -39,12 +46,18 @@ class SafetyDirection:
             total += products
             blocks[block] = split_half(products, codes)
         random = {name: random_direction_sd(table, safety) for name, table in tables.items()}
-        return SafetyDirection(split_half(total, codes), blocks, random)
+        counts = np.bincount(codes)
+        largest = float(counts.max() / counts.sum())
+        return SafetyDirection(split_half(total, codes), blocks, random, len(counts), largest)
 
     def summary(self, prefix: str) -> dict[str, float | None]:
         """The flat keys, overall."""
         random = {f"{prefix}/{name}/{RANDOM}": optional(v) for name, v in self.random_sd.items()}
-        return estimate_keys(prefix, self.overall) | random
+        return estimate_keys(prefix, self.overall) | random | self.cluster_keys(prefix)
+
+    def cluster_keys(self, prefix: str) -> dict[str, int | float | None]:
+        """The flat keys of what the safety set is made of."""
+        return {f"{prefix}/{CLUSTERS}": self.n_clusters, f"{prefix}/{LARGEST}": self.largest}
 
     def block_summary(self, prefix: str, block: str) -> dict[str, float | None]:
         """The flat keys of one block."""
