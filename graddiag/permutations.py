@@ -15,7 +15,7 @@ EXHAUSTIVE = (
 )
 DRAWS = 10_000  # random permutations; the Monte-Carlo error of p = 0.05 is then 0.002
 CHUNK = 1_000  # sign patterns held at a time: 12 MB for 3,000 clusters
-TOGETHER = 64  # blocks whose nulls are standardised at a time: 5 MB an array for 10,000 permutations
+TOGETHER = 40_000  # values of nulls that are standardised at a time: 0.3 MB an array, whatever the number of blocks
 TIE = 16  # units of rounding; without it, sums that are equal but added in another order would not count as ties
 
 
@@ -56,8 +56,9 @@ def familywise_p(nulls: Sequence[Null]) -> Float[np.ndarray, " b"]:
     least = np.full(len(nulls), np.nan)  # what the worst of a permutation must reach for each block
     known = [k for k, null in enumerate(nulls) if len(null.values)]
     worst = np.full(len(nulls[known[0]].values) if known else 0, -math.inf)
-    for start in range(0, len(known), TOGETHER):
-        some = known[start : start + TOGETHER]
+    together = max(TOGETHER // max(len(worst), 1), 1)
+    for start in range(0, len(known), together):
+        some = known[start : start + together]
         values, least[some] = _standardised([nulls[k] for k in some])
         worst = np.maximum(worst, values.max(axis=0))
     reaching = len(worst) - np.searchsorted(np.sort(worst), least)

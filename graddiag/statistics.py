@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 from scipy.special import stdtrit
 
 from graddiag.permutations import sign_flips
@@ -58,12 +59,14 @@ def cluster_sums(
     values: Float[np.ndarray, "n ..."], clusters: Int[np.ndarray, " n"], n_clusters: int
 ) -> Float[np.ndarray, "c ..."]:
     """Sums of the rows of each cluster 0 .. n_clusters - 1; zero for a cluster without rows."""
-    out = np.zeros((n_clusters, *values.shape[1:]))
-    if len(values):
-        order = np.argsort(clusters, kind="stable")
-        present, starts = np.unique(clusters[order], return_index=True)
-        out[present] = np.add.reduceat(values[order], starts, axis=0, dtype=np.float64)
-    return out
+    if not len(values):
+        return np.zeros((n_clusters, *values.shape[1:]))
+    if values.ndim == 1:
+        return np.bincount(clusters, weights=values, minlength=n_clusters)
+    wide = values.reshape(len(values), -1)
+    ones = (np.ones(len(values)), (clusters, np.arange(len(values))))
+    sums = csr_array(ones, shape=(n_clusters, len(values))) @ wide
+    return np.asarray(sums, dtype=np.float64).reshape(n_clusters, *values.shape[1:])
 
 
 def jackknife(

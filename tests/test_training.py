@@ -23,7 +23,7 @@ from tables import (
 )
 
 from graddiag.analyzers import Training, training
-from graddiag.analyzers._agreement import place_influences
+from graddiag.analyzers._agreement import AgreementInfluences
 from graddiag.analyzers._cosines import rows64
 from graddiag.analyzers._training import change_influence
 from graddiag.grams import gram
@@ -131,7 +131,8 @@ def test_what_a_place_does_to_training_is_what_changes_with_its_weight(place: in
     left, safety = tables["left"].signals, tables["safety"].signals
     codes = np.unique([c for c, k in zip(left.clusters, left.finite, strict=True) if k], return_inverse=True)[1]
     products = np.asarray(sum(gram([left], b) for b in BLOCKS))
-    found = {name: i.moves[place] for name, i in place_influences(rows64(left, block), products, codes).items()}
+    influences = AgreementInfluences.of(products, codes).at(rows64(left, block))
+    found = {name: i.moves[place] for name, i in influences.items()}
     found["change"] = change_influence(left, safety, block).moves[place]
     assert found == pytest.approx(slopes, abs=1e-7)
     assert np.min(np.abs(list(found.values()))) > 1e-5, "a place that does nothing would prove nothing"

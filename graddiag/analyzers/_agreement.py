@@ -66,36 +66,53 @@ def _errors(table: Signals, products: Float[np.ndarray, "m m"], codes: Int[np.nd
     """Standard errors by the projection; 0 where gradients are not projected."""
     lay = layouts(table.space)
     spreads = dict.fromkeys(("noise_scale", "stiffness"), Spread())
-    for block in (b for b in table.blocks if not lay[b].is_whole):
-        at = place_influences(rows64(table, block), products, codes)
+    random = [b for b in table.blocks if not lay[b].is_whole]
+    if random:
+        influences = AgreementInfluences.of(products, codes)
+    for block in random:
+        at = influences.at(rows64(table, block))
         spreads = {name: s + spread(at[name], lay[block]) for name, s in spreads.items()}
     return {name: s.standard_error for name, s in spreads.items()}
 
 
-def place_influences(
-    rows: Float[np.ndarray, "m k"], products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"]
-) -> dict[str, Influence]:
-    """What each place of the rows in one block does to both numbers, given the products over all blocks."""
-    counts = np.bincount(codes)
-    sums = cluster_sums(rows, codes, len(counts))
-    inside = float(np.diag(cluster_sums(cluster_sums(products, codes, len(counts)).T, codes, len(counts))).sum())
-    pairs = float(len(codes) ** 2 - (counts**2).sum()) or math.nan
-    totals = np.array([products.trace() / (len(codes) or math.nan), (products.sum() - inside) / pairs])
-    squares = (rows**2).sum(axis=0) / (len(rows) or math.nan)
-    noise_scale = ratio_influence(squares, places_apart(sums, counts), totals)
-    return {"noise_scale": noise_scale, "stiffness": _mean_cosine(rows, products)}
+@dataclass(frozen=True)
+class AgreementInfluences:
+    """Derivatives of both numbers at the products of all rows with each other, to be read off the rows of every block.
 
+    `totals` are the mean squared norm and the mean product of rows in different clusters. `lengths` is one over the
+    norm of each row, 0 for a row that is zero; `cosines` the mean cosine of each row with the others, over the number
+    of rows that are not zero.
+    """
 
-def _mean_cosine(rows: Float[np.ndarray, "m k"], products: Float[np.ndarray, "m m"]) -> Influence:
-    """Of the mean cosine over i != j of the rows that are not zero."""
-    some = np.flatnonzero(products.diagonal() > 0)
-    n = float(len(some) * (len(some) - 1)) or math.nan
-    unit = rows[some] / np.sqrt(products.diagonal()[some])[:, None]
-    cosines = cosines_of(products[np.ix_(some, some)])
-    np.fill_diagonal(cosines, 0.0)
-    squares = unit**2
-    cross = unit.sum(axis=0) ** 2 - squares.sum(axis=0)
-    return Influence(cross / n - cosines.sum(axis=1) / n @ squares, squares.sum(axis=0) / (len(some) or math.nan))
+    codes: Int[np.ndarray, " m"]
+    totals: Float[np.ndarray, " 2"]
+    lengths: Float[np.ndarray, " m"]
+    cosines: Float[np.ndarray, " m"]
+
+    @staticmethod
+    def of(products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"]) -> AgreementInfluences:
+        """Those of the products over all blocks of the number."""
+        counts = np.bincount(codes)
+        inside = float(np.diag(cluster_sums(cluster_sums(products, codes, len(counts)).T, codes, len(counts))).sum())
+        pairs = float(len(codes) ** 2 - (counts**2).sum()) or math.nan
+        totals = np.array([products.trace() / (len(codes) or math.nan), (products.sum() - inside) / pairs])
+        some = products.diagonal() > 0
+        lengths = np.divide(1.0, np.sqrt(products.diagonal()), out=np.zeros(len(codes)), where=some)
+        cosines = np.where(some[:, None] & some, cosines_of(products), 0.0)
+        np.fill_diagonal(cosines, 0.0)
+        n = int(some.sum())
+        return AgreementInfluences(codes, totals, lengths, cosines.sum(axis=1) / (n * (n - 1) or math.nan))
+
+    def at(self, rows: Float[np.ndarray, "m k"]) -> dict[str, Influence]:
+        """The influence of each place of one block on both numbers."""
+        counts, squares = np.bincount(self.codes), rows**2
+        apart = places_apart(cluster_sums(rows, self.codes, len(counts)), counts)
+        noise_scale = ratio_influence(squares.sum(axis=0) / (len(rows) or math.nan), apart, self.totals)
+        n = int((self.lengths > 0).sum())
+        own, of_cosines = np.stack([np.ones(len(rows)), self.cosines]) * self.lengths**2 @ squares
+        cross = (self.lengths @ rows) ** 2 - own
+        stiffness = Influence(cross / (n * (n - 1) or math.nan) - of_cosines, own / (n or math.nan))
+        return {"noise_scale": noise_scale, "stiffness": stiffness}
 
 
 def _noise_scale(products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int) -> Estimate:
