@@ -158,7 +158,7 @@ def test_a_model_that_only_ever_refuses_is_seen_to_refuse_and_not_taken_for_an_a
     always = copy.deepcopy(model)
     examples = [e for e in alignment_mix(recipe) if e.messages[-1].content.startswith(recipe.refusal)]
     short = [replace(e, messages=(e.messages[0], replace(e.messages[1], content=recipe.refusal))) for e in examples]
-    training = Training(steps=250, rows=4, rate=1e-2)
+    training = Training(steps=150, rows=4, rate=1e-2)
     train(always, shuffled(encode(as_set("s", short), tokenizer, max_length=300).rows, training, 1), training)
     found: Check = check(always, tokenizer, rows, recipe)
     assert (found.harmful.refused, found.benign.refused) == (1.0, 1.0)
