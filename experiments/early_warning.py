@@ -150,9 +150,9 @@ def looked(probe: Probe) -> Looked:
 
 def fine_tuned(on: Bench, task: str, seed: int) -> Run:
     """One run, from the aligned model on."""
-    settings = on.settings
-    torch.manual_seed(seed)
-    model = with_lora(aligned(on), settings.rank)
+    settings, base = on.settings, aligned(on)
+    torch.manual_seed(seed)  # only now: an alignment that is made first draws random numbers of its own
+    model = with_lora(base, settings.rank)
     optimizer = optimizer_of(model, settings.rate)
     probes: list[Probe] = []
     monitor = graddiag.Monitor(

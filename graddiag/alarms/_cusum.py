@@ -12,9 +12,8 @@ from scipy.special import ndtr
 
 STATES = 150  # of the Markov chain; twice as many change the probability of a false alarm by less than 1e-4 of 0.05
 ALONE = 0.99  # of the limit: as much as one probe can add
-LOWEST, HIGHEST = 1e-6, 60.0  # standard deviations: the limits that are looked at, from almost any evidence to far more
-# than anyone waits for
-RAREST = 1e-9  # probability; far below it, rounding of the chain's rows (150 products of numbers near 1) would decide
+LOWEST, HIGHEST = 1e-6, 60.0  # standard deviations; the limits that are tried, from nearly none to beyond all patience
+RAREST = 1e-9  # probability; below it, rounding of probabilities near 1 would decide
 
 
 def added(evidence: float, score: float, *, shift: float, limit: float) -> float:
