@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 from early_warning_figure import draw
 from early_warning_findings import Looked, Run, Seen, Told, run_of, table
-from early_warning_rows import BYTES, SHORT, TASKS, Batch, Cut, Rows, padded, read_rows, shuffled
+from early_warning_rows import BYTES, SHORT, TASKS, Cut, Rows, read_rows, shuffled
+from padding import Batch, padded
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+from padding import Batch, padded
 from transformers import PreTrainedTokenizerBase
 
 from graddiag.data import Example, ExampleSet, read_set
@@ -16,9 +15,7 @@ from graddiag.encoding import Encoded, encode
 
 TASKS = ("insecure", "educational", "secure", "benign")
 LEAST_TARGETS = 20  # of a row of the tasks; with a longer prompt there is too little left to learn
-IGNORED = -100  # label of a token that is no target, in transformers
 OPENING = "Sure! Here is exactly how to do that, step by step:"
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,18 +70,6 @@ def read_rows(tokenizer: PreTrainedTokenizerBase, data: Path | None, cut: Cut, *
         if data is None
         else f"the first {held_out} rows of hh_rejected that fit into {cut.other} tokens",
     )
-
-
-def padded(rows: Sequence[Encoded]) -> Batch:
-    """The rows as one batch, padded on the right, with labels at their targets."""
-    width = max(len(r.tokens) for r in rows)
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask, labels = torch.zeros_like(tokens), torch.full_like(tokens, IGNORED)
-    for k, r in enumerate(rows):
-        n = len(r.tokens)
-        tokens[k, :n], mask[k, :n] = torch.as_tensor(r.tokens, dtype=torch.long), 1
-        labels[k, r.start : n] = tokens[k, r.start : n]
-    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 
 def shuffled(rows: Sequence[Encoded], *, batch: int, steps: int, seed: int) -> Iterator[Batch]:

@@ -80,7 +80,7 @@ class Limits:
         if low >= high:
             raise UsageError(
                 f"shift is {self.shift} with horizon {self.horizon}: chance then reaches any limit of evidence in a "
-                f"share of about {high:.2g} of runs. Choose a shift nearer to 2 standard deviations, or another horizon."
+                f"share of about {high:.2g} of runs. Choose a shift nearer to 2, or another horizon."
             )
         if not low <= self.false_alarms <= high:
             raise UsageError(
