@@ -39,7 +39,7 @@ def draw(runs: Sequence[Run], title: str, target: Path) -> None:
         row[0].set_ylabel(label)
         row[0].legend(frameon=False, fontsize=8)
     axes[0][0].set_ylim(-1, 1)
-    figure.suptitle(f"{title}: one line style a seed; triangles: first alarm; circles: behaviour beyond its error")
+    figure.suptitle(f"{title}; one line style a seed\ntriangle: first alarm; circle: behaviour beyond its error")
     for form in ("svg", "png"):
         figure.savefig(target.with_suffix(f".{form}"), dpi=130)
     plt.close(figure)
