@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "extract": "graddiag.extraction",
+    "read_states": "graddiag.reading",
     "compare": "graddiag.pipeline",
     "screen": "graddiag.screening",
     "report": "graddiag.reporting",
@@ -40,6 +41,7 @@ __all__ = [
     "framing",
     "load_model",
     "loss_gap",
+    "read_states",
     "report",
     "screen",
 ]
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from graddiag.monitor import Monitor, MonitorCallback
     from graddiag.monitor._lightning import LightningMonitor
     from graddiag.pipeline import compare
+    from graddiag.reading import read_states
     from graddiag.reporting import report
     from graddiag.screening import screen
     from graddiag.signals import Signals
