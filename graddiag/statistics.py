@@ -84,7 +84,9 @@ def jackknife(
     n = len(replicates)
     if n < 2:
         return _with_interval(value, math.nan, bounds)
-    return _with_interval(value, float(stdtrit(n - 1, _UPPER)) * math.sqrt(jackknife_variance(value, replicates)), bounds)
+    return _with_interval(
+        value, float(stdtrit(n - 1, _UPPER)) * math.sqrt(jackknife_variance(value, replicates)), bounds
+    )
 
 
 def jackknife_of_two(

@@ -29,8 +29,9 @@ class LayerRetention:
 
     `remainder` is the length of the part of the shift that is orthogonal to the direction, over
     `||aligned - base||`; lengths come from products of rows in different clusters, which noise does not lengthen, and a
-    negative square is 0; of one no longer than its own error, the interval is somewhat too narrow. `in_sample` is the retention along a direction fitted on the very rows that it is read on: the
-    noise of the aligned model is in both shifts, with opposite signs, and pulls it towards 0 whatever happened.
+    negative square is 0; of one no longer than its own error, the interval is somewhat too narrow. `in_sample` is the
+    retention along a direction fitted on the very rows that it is read on: the noise of the aligned model is in both
+    shifts, with opposite signs, and pulls it towards 0 whatever happened.
     """
 
     layer: int
