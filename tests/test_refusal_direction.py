@@ -50,7 +50,11 @@ def test_numbers_are_products_of_rows_in_different_clusters_only() -> None:
     sets = {}
     for name, n, k, push in (("harmful", 13, 5, 2.0), ("harmless", 10, 4, 0.0)):
         aligned = rng.normal(size=(n, DIM)) + push * shift
-        sets[name] = (aligned, aligned + 0.5 * rng.normal(size=(n, DIM)) - 0.3 * push * shift, labels(n, k))
+        sets[name] = (
+            aligned,
+            aligned + 0.5 * rng.normal(size=(n, DIM)) - 0.3 * push * shift + push * np.eye(DIM)[0],
+            labels(n, k),
+        )
     (at,) = refusal_direction(*(prompts(*s[:2], name, s[2]) for name, s in sets.items())).layers
 
     def product(x: int, y: int, kept: tuple[set[str], set[str]]) -> float:
@@ -82,8 +86,7 @@ def test_numbers_are_products_of_rows_in_different_clusters_only() -> None:
             for k in range(2)
         ]
         error = math.sqrt(sum((len(s) - 1) / len(s) * sum(s) for s in squares))
-        assert e.low < value < e.high or e.high == 1
-        assert value - e.low > 1.96 * error
+        assert 1.96 * error < value - e.low < 3.2 * error, "t has at least as many degrees as the fewer clusters give"
     assert at.drift.value == pytest.approx(at.harmful.value - at.harmless.value)
 
 
@@ -98,21 +101,22 @@ def test_equal_models_have_one_direction_and_no_drift() -> None:
 
 def test_prompts_that_are_not_told_apart_have_no_direction() -> None:
     rng = np.random.default_rng(2)
-    undefined = 0
-    for _ in range(40):
+    known = 0
+    for _ in range(60):
         sets = [rng.normal(size=(12, DIM)) for _ in range(2)]
         (at,) = refusal_direction(*(prompts(s, s + 0.1, f"set-{k}") for k, s in enumerate(sets))).layers
-        undefined += math.isnan(at.cosine.value) and math.isnan(at.drift.value)
-    assert abs(undefined / 40 - 0.5) < 3.3 * math.sqrt(0.25 / 40), "a squared length of 0 is estimated below it in half"
+        assert math.isnan(at.cosine.value) == math.isnan(at.drift.value)
+        known += math.isfinite(at.drift.value)
+    assert known / 60 < 0.025 + 3.3 * math.sqrt(0.025 * 0.975 / 60), "one end of a 95 % interval is above 0 by chance"
 
 
 def test_noise_that_rows_have_under_both_models_moves_neither_number() -> None:
     rng = np.random.default_rng(3)
     r = np.zeros(DIM)
-    r[0] = 3.0
+    r[0] = 4.0
     turned = np.zeros(DIM)
-    turned[:2] = 1.8, 2.4  # cosine 0.6, drift -0.4
-    covered = {"cosine": 0, "drift": 0}
+    turned[:2] = 2.4, 3.2  # cosine 0.6, drift -0.4
+    covered, known = {"cosine": 0, "drift": 0}, 0
     for _ in range(REPEATS):
         parts = []
         for name, push in (("harmful", (r, turned)), ("harmless", (0 * r, 0 * r))):
@@ -122,10 +126,12 @@ def test_noise_that_rows_have_under_both_models_moves_neither_number() -> None:
             states = [common + noise + p for noise, p in zip(own, push, strict=True)]
             parts.append(prompts(*states, name, [f"c{c}" for c in codes]))
         (at,) = refusal_direction(*parts).layers
+        known += math.isfinite(at.drift.value)
         covered["cosine"] += at.cosine.low <= 0.6 <= at.cosine.high
         covered["drift"] += at.drift.low <= -0.4 <= at.drift.high
+    assert known > 0.9 * REPEATS
     for rate in covered.values():
-        assert abs(rate / REPEATS - 0.95) <= 3.3 * math.sqrt(0.05 * 0.95 / REPEATS), covered
+        assert abs(rate / known - 0.95) <= 3.3 * math.sqrt(0.05 * 0.95 / known), (covered, known)
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (6, 1)])
