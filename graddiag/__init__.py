@@ -21,6 +21,10 @@ _HOME = {
     "framing": "graddiag.analyzers",
     "alignment": "graddiag.analyzers",
     "alignment_adam": "graddiag.analyzers",
+    "behaviour": "graddiag.analyzers",
+    "refusal_score": "graddiag.analyzers",
+    "direction": "graddiag.analyzers",
+    "refusal_direction": "graddiag.analyzers",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
     "MonitorCallback": "graddiag.monitor",
@@ -35,19 +39,33 @@ __all__ = [
     "Signals",
     "alignment",
     "alignment_adam",
+    "behaviour",
     "compare",
     "conflict",
+    "direction",
     "extract",
     "framing",
     "load_model",
     "loss_gap",
     "read_states",
+    "refusal_direction",
+    "refusal_score",
     "report",
     "screen",
 ]
 
 if TYPE_CHECKING:
-    from graddiag.analyzers import alignment, alignment_adam, conflict, framing, loss_gap
+    from graddiag.analyzers import (
+        alignment,
+        alignment_adam,
+        behaviour,
+        conflict,
+        direction,
+        framing,
+        loss_gap,
+        refusal_direction,
+        refusal_score,
+    )
     from graddiag.comparison import Comparison
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract
