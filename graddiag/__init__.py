@@ -20,6 +20,8 @@ _HOME = {
     "framing": "graddiag.analyzers",
     "alignment": "graddiag.analyzers",
     "alignment_adam": "graddiag.analyzers",
+    "shift": "graddiag.analyzers",
+    "subspace_overlap": "graddiag.analyzers",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
     "MonitorCallback": "graddiag.monitor",
@@ -42,10 +44,12 @@ __all__ = [
     "loss_gap",
     "report",
     "screen",
+    "shift",
+    "subspace_overlap",
 ]
 
 if TYPE_CHECKING:
-    from graddiag.analyzers import alignment, alignment_adam, conflict, framing, loss_gap
+    from graddiag.analyzers import alignment, alignment_adam, conflict, framing, loss_gap, shift, subspace_overlap
     from graddiag.comparison import Comparison
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract

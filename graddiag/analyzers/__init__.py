@@ -9,7 +9,10 @@ from graddiag.analyzers._edit_change import EditChange, edit_change
 from graddiag.analyzers._framing import Framing, FramingScope, framing
 from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
+from graddiag.analyzers._overlap_scope import SubspaceScope
 from graddiag.analyzers._repeats import HeadlineResults, Repeats, repeats
+from graddiag.analyzers._spectrum import Shift, shift
+from graddiag.analyzers._subspace import SubspaceOverlap, subspace_overlap
 from graddiag.analyzers._tokens import MIN_COUNT, PairOnShow, Telling, Through, TokenView, token_view
 from graddiag.analyzers._training import Training, training
 
@@ -30,6 +33,9 @@ __all__ = [
     "LossGap",
     "PairOnShow",
     "Repeats",
+    "Shift",
+    "SubspaceOverlap",
+    "SubspaceScope",
     "Telling",
     "Through",
     "TokenView",
@@ -43,6 +49,8 @@ __all__ = [
     "framing",
     "loss_gap",
     "repeats",
+    "shift",
+    "subspace_overlap",
     "token_view",
     "training",
 ]
