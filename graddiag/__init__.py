@@ -22,6 +22,10 @@ _HOME = {
     "alignment_adam": "graddiag.analyzers",
     "shift": "graddiag.analyzers",
     "subspace_overlap": "graddiag.analyzers",
+    "behaviour": "graddiag.analyzers",
+    "refusal_score": "graddiag.analyzers",
+    "direction": "graddiag.analyzers",
+    "refusal_direction": "graddiag.analyzers",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
     "MonitorCallback": "graddiag.monitor",
@@ -36,12 +40,16 @@ __all__ = [
     "Signals",
     "alignment",
     "alignment_adam",
+    "behaviour",
     "compare",
     "conflict",
+    "direction",
     "extract",
     "framing",
     "load_model",
     "loss_gap",
+    "refusal_direction",
+    "refusal_score",
     "report",
     "screen",
     "shift",
@@ -49,7 +57,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from graddiag.analyzers import alignment, alignment_adam, conflict, framing, loss_gap, shift, subspace_overlap
+    from graddiag.analyzers import (
+        alignment,
+        alignment_adam,
+        behaviour,
+        conflict,
+        direction,
+        framing,
+        loss_gap,
+        refusal_direction,
+        refusal_score,
+        shift,
+        subspace_overlap,
+    )
     from graddiag.comparison import Comparison
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract
