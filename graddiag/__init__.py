@@ -22,6 +22,7 @@ _HOME = {
     "alignment_adam": "graddiag.analyzers",
     "shift": "graddiag.analyzers",
     "subspace_overlap": "graddiag.analyzers",
+    "compare_weights": "graddiag.weight_changes",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
     "MonitorCallback": "graddiag.monitor",
@@ -37,6 +38,7 @@ __all__ = [
     "alignment",
     "alignment_adam",
     "compare",
+    "compare_weights",
     "conflict",
     "extract",
     "framing",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from graddiag.reporting import report
     from graddiag.screening import screen
     from graddiag.signals import Signals
+    from graddiag.weight_changes import compare_weights
 
 
 def __getattr__(name: str) -> object:
