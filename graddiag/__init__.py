@@ -26,6 +26,7 @@ _HOME = {
     "refusal_score": "graddiag.analyzers",
     "direction": "graddiag.analyzers",
     "refusal_direction": "graddiag.analyzers",
+    "compare_weights": "graddiag.weight_changes",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
     "MonitorCallback": "graddiag.monitor",
@@ -42,6 +43,7 @@ __all__ = [
     "alignment_adam",
     "behaviour",
     "compare",
+    "compare_weights",
     "conflict",
     "direction",
     "extract",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from graddiag.reporting import report
     from graddiag.screening import screen
     from graddiag.signals import Signals
+    from graddiag.weight_changes import compare_weights
 
 
 def __getattr__(name: str) -> object:

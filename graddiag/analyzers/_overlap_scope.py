@@ -42,11 +42,11 @@ class Against:
 
 @dataclass(frozen=True)
 class Transferred:
-    """The share of a set's centred squares along another's directions, on held-out rows; `chance` is that along as many
-    directions drawn like the states."""
+    """The share of a set's centred squares along another's directions, on held-out rows; `states` is the mean of that
+    along as many directions drawn like the states, a comparison and no test."""
 
     share: Estimate
-    chance: Against
+    states: float
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class SubspaceScope:
       null is near 1 and p near 1 whatever the shifts do: nothing is claimed falsely, and little can be found. A small p
       says that the shifts share more than the states do. The mean shift is the same in every matching, so that nothing
       on a shared mean can be tested this way: it is subtracted.
-    - `states`: both spaces drawn at random from the distribution of the aligned model's states. Exact if each set moves along k
-      directions that are drawn so. Unlike `matching` it does not need all k of the states' main directions to be
-      shared, so it has power beside huge activations; what it excludes is that the two sets overlap only because any
-      change tends to follow large activations.
-    - `random`: directions drawn alike in all directions, mean `max(k) / width`. Every model's states are far from that;
-      a small p says next to nothing and is given because it is often reported.
+    - `states`: both spaces drawn at random, their directions normal with the covariance of the aligned model's states.
+      It does not need all k of the states' main directions to be shared, so it can find a subspace beside huge
+      activations. But a change of the weights moves every text along what it makes of the states' main directions: sets
+      that share those share that, and p is small for any two of them.
+    - `random`: directions drawn alike in all directions. Every model's
+      shifts are far from that, for the same reason; given because it is often reported.
 
-    None of them says that the shared directions have to do with harm: a fine-tune that changes every text alike gives
-    a high overlap, and a small p, for any two sets. That is what `controls` are for: the overlap of A with B against
-    that of harmless rows with B, under exchanged labels of whole clusters of A and the control. Exact where A and the
-    control are alike but for their labels; where they differ in noise alone, p can be small too, so look at the
-    overlaps themselves.
+    So a small p of the last two is no finding, and none of the three says that the shared directions have to do with
+    harm. That is what `controls` are for: the overlap of A with B against that of harmless rows with B, under exchanged
+    labels of whole clusters of A and the control. Exact where A and the control are alike but for their labels, shared
+    activations, weights and means included. It speaks of these rows: two controls, each with directions of its own by
+    chance, can differ in overlap too, and noise alone can make a difference, so look at the overlaps themselves.
 
     `mean_cosine` is that of the two expected shifts, without noise. `transfer[(x, y)]` is the share of y's centred
     shift along the directions of x, on held-out rows; (y, y) is what y's own directions explain there: the most that
@@ -118,7 +118,7 @@ class SubspaceScope:
         found |= _with_interval(f"subspace/mean_cosine:{pair}", self.mean_cosine)
         for (x, y), t in self.transfer.items():
             key = f"subspace/transfer:{names[x]}:{names[y]}"
-            found |= _with_interval(key, t.share) | {f"{key}/states": t.chance.mean, f"{key}/states_p": t.chance.p}
+            found |= _with_interval(key, t.share) | {f"{key}/states": t.states}
         for name, c in self.controls.items():
             found |= _with_interval(f"subspace/overlap:{name}:{names[1]}", c.overlap)
             key = f"subspace/overlap_beyond:{name}:{pair}"
@@ -159,8 +159,10 @@ def _tested(
 
 
 def _transferred(readings: Sequence[SiteReading], at: tuple[int, int]) -> Transferred:
+    known = [r for r in readings if math.isfinite(r.transfer[at].value)]
+    drawn = [float(r.chance.explained[at].mean()) for r in known]
     share = _mean(readings, lambda r: r.transfer[at]).estimate(SHARE)
-    return Transferred(share, _tested(readings, lambda r: r.transfer[at], lambda r: r.chance.explained[at]))
+    return Transferred(share, float(np.mean(drawn)) if drawn else math.nan)
 
 
 def _against(parts: Sequence[tuple[float, Float[np.ndarray, " b"]]]) -> Against:
