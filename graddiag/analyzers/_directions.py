@@ -77,25 +77,43 @@ def count_components(rows: Float[np.ndarray, "n d"], *, seed: int = 0) -> Compon
     are smaller: divide by the coordinates' sizes first.
     """
     rng = np.random.default_rng(seed)
-    left, k, edges = rows, 0, []
+    removed, edges = np.zeros((rows.shape[1], 0)), []
     most = min(len(rows) - 1, rows.shape[1])
     total = float((rows**2).sum())
-    while k < most:
-        found = _above(left, rng)
-        taken = min(found.k, most - k) if (left**2).sum() > ROUNDING * total else 0
+    while removed.shape[1] < most:
+        left = rows - (rows @ removed) @ removed.T
+        found = _above(left, rows @ removed, removed, rng)
+        taken = min(found.k, most - removed.shape[1]) if (left**2).sum() > ROUNDING * total else 0
         edges += list(found.edges[:taken])
         if not taken:
             edges.append(found.edges[-1])
             break
-        basis = leading(left, taken)
-        left, k = left - (left @ basis) @ basis.T, k + taken
-    return Components(k, tuple(edges))
+        removed = np.linalg.qr(np.concatenate([removed, leading(left, taken)], axis=1))[0]
+    return Components(removed.shape[1], tuple(edges))
 
 
-def _above(rows: Float[np.ndarray, "n d"], rng: np.random.Generator) -> Components:
-    edge = max(_largest(rows * (2 * rng.integers(0, 2, rows.shape, dtype=np.int8) - 1)) for _ in range(FLIPS))
-    k = int((singular_values(rows) > edge).sum())
-    return Components(k, (edge,) * (k + 1))
+def _above(
+    left: Float[np.ndarray, "n d"],
+    scores: Float[np.ndarray, "n k"],
+    removed: Float[np.ndarray, "d k"],
+    rng: np.random.Generator,
+) -> Components:
+    """The components of what is left above those of flipped matrices.
+
+    What is left has lost the mean and k directions of rows and of columns, and so have the flipped matrices; before
+    that they are made larger by the squares that independent entries lose with those directions. Otherwise, what noise
+    is left would seem to have components, and the more the more were removed.
+    """
+    (n, d), k = left.shape, removed.shape[1]
+    of_rows = np.linalg.qr(np.column_stack([np.ones(n), scores]))[0]
+    larger = np.sqrt(n / (n - 1 - k) * d / (d - k))
+    edge = 0.0
+    for _ in range(FLIPS):
+        flipped = larger * left * (2 * rng.integers(0, 2, left.shape, dtype=np.int8) - 1)
+        flipped -= of_rows @ (of_rows.T @ flipped)
+        edge = max(edge, _largest(flipped - (flipped @ removed) @ removed.T))
+    found = int((singular_values(left) > edge).sum())
+    return Components(found, (edge,) * (found + 1))
 
 
 def _largest(rows: Float[np.ndarray, "n d"]) -> float:

@@ -40,7 +40,7 @@ def overlap(a: States, b: States, k: tuple[int, int]) -> Replicated:
     """`tr(P_A P_B) / min(k)` of the leading directions of both centred changes, and without each cluster in turn."""
     whole = [leading(centred(s.change), n) for s, n in zip((a, b), k, strict=True)]
     replicates = []
-    for cluster in present_clusters(a.codes, b.codes):
+    for cluster in present_clusters(a.codes, b.codes).tolist():
         spaces = [_without(s, cluster, n, w) for s, n, w in zip((a, b), k, whole, strict=True)]
         replicates.append(agreement(*spaces))
     return Replicated(agreement(*whole), np.array(replicates, dtype=np.float64))
