@@ -84,7 +84,9 @@ def jackknife(
     n = len(replicates)
     if n < 2:
         return _with_interval(value, math.nan, bounds)
-    return _with_interval(value, float(stdtrit(n - 1, _UPPER)) * math.sqrt(_variance(value, replicates)), bounds)
+    return _with_interval(
+        value, float(stdtrit(n - 1, _UPPER)) * math.sqrt(jackknife_variance(value, replicates)), bounds
+    )
 
 
 def jackknife_of_two(
@@ -122,13 +124,14 @@ def _error_of_two(value: float, first: Float[np.ndarray, " c"], second: Float[np
     freedom = np.array([len(first) - 1, len(second) - 1], dtype=np.float64)
     if freedom.min() < 1:
         return math.nan, math.nan
-    variances = np.array([_variance(value, first), _variance(value, second)])
+    variances = np.array([jackknife_variance(value, first), jackknife_variance(value, second)])
     total = float(variances.sum())
     shares = variances / total if total > 0 else np.array([0.5, 0.5])  # of no variance at all: any t will do
     return math.sqrt(total), 1 / float((shares**2 / freedom).sum())
 
 
-def _variance(value: float, replicates: Float[np.ndarray, " c"]) -> float:
+def jackknife_variance(value: float, replicates: Float[np.ndarray, " c"]) -> float:
+    """The squared standard error by which `jackknife` widens."""
     n = len(replicates)
     return (n - 1) / n * float(((replicates - value) ** 2).sum())
 

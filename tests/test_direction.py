@@ -126,7 +126,7 @@ def test_a_direction_fitted_on_the_rows_it_is_read_on_sees_erosion_where_there_i
     assert abs(held.mean() - 1) < 3.3 * error
     noise = 2 * dim / 40  # squared length of the noise of one model's mean, cluster and row
     assert in_sample.mean() == pytest.approx(1 - noise / (size**2 + 2 * noise), abs=0.05)
-    assert np.mean(in_sample < 1) > 0.99
+    assert np.mean(in_sample < 1) > 0.9
 
 
 def eroding(slope: float, sizes: tuple[int, ...], noise: float, *, away: float = 0.5) -> World:
@@ -141,7 +141,7 @@ def eroding(slope: float, sizes: tuple[int, ...], noise: float, *, away: float =
 
 @pytest.mark.parametrize(
     ("sizes", "noise"),
-    [((1,) * 24, 1.0), ((2, 3, 1, 4) * 3, 0.8), ((3, 5, 2, 3, 3, 4), 0.4)],
+    [((1,) * 24, 0.7), ((2, 3, 1, 4) * 3, 0.8), ((3, 5, 2, 3, 3, 4), 0.4)],
     ids=["rows", "twelve clusters", "six clusters"],
 )
 def test_intervals_cover_what_is_true_as_often_as_they_say(sizes: tuple[int, ...], noise: float) -> None:
@@ -164,10 +164,10 @@ def test_intervals_cover_what_is_true_as_often_as_they_say(sizes: tuple[int, ...
 def test_rows_that_not_all_models_read_are_in_no_number() -> None:
     states = interpolated([0.3, 0.6, 0.9])
     reference, change = shifts(read_under(states))
-    some = np.arange(5, 20)
+    some = np.arange(4, 20)  # clusters are numbered, and halved, as in all rows
     fewer = Comparison(change.left.take(some[::-1]), change.right.take(some))
     got = direction(reference, fewer)
-    assert got.whole.n == 15
+    assert got.whole.n == 16
     both = direction(Comparison(reference.left.take(some), reference.right.take(some)), fewer)
     assert got.summary() == both.summary()
 

@@ -29,7 +29,8 @@ class LayerRefusal:
     cosine with r of a direction drawn evenly from all: a root of one over the number of dimensions.
 
     All are of expected directions: products within a sample are of rows in different clusters only, so that the noise
-    that a row has under both models is in none of them. NaN, not measurable, where a squared length is not above zero.
+    that a row has under both models is in none of them. NaN, not measurable, unless the interval of
+    `||r_aligned||^2` is above zero; the cosine also where `||r_tuned||^2` is not.
     """
 
     layer: int
@@ -106,14 +107,14 @@ def _layer(layer: int, harmful: Comparison, harmless: Comparison, site: str) -> 
     samples = [_Sample.of(c, site) for c in (harmful, harmless)]
     found = _products(*samples)
     random_sd = 1 / math.sqrt(samples[0].aligned.shape[1])
+    first, second = slice(1, len(samples[0].counts) + 1), slice(len(samples[0].counts) + 1, None)
     square = np.where(found.square > found.least, found.square, np.nan)
-    if not math.isfinite(square[0]):
+    if not jackknife_of_two(float(square[0]), square[first], square[second]).low > 0:  # also where it is undefined
         none = Estimate(math.nan)
         return LayerRefusal(layer, none, none, none, none, random_sd)
     drift = found.harmful - found.harmless
     tuned = found.square + 2 * drift + found.moved
     tuned = np.where(tuned > found.least, tuned, np.nan)
-    first, second = slice(1, len(samples[0].counts) + 1), slice(len(samples[0].counts) + 1, None)
     cosine = (square + drift) / np.sqrt(square * tuned)
     moved = [x / square for x in (drift, found.harmful, found.harmless)]
     estimates = [contrast_of_two(float(x[0]), x[first], x[second]) for x in moved]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from graddiag.analyzers._held_out import HeldOut, held_out, sums_of
 from graddiag.analyzers._two_samples import products_apart
 from graddiag.permutations import TIE
-from graddiag.statistics import ROUNDING, Estimate, jackknife
+from graddiag.statistics import ROUNDING, Estimate, jackknife, jackknife_variance
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class LayerRetention:
 
     `remainder` is the length of the part of the shift that is orthogonal to the direction, over
     `||aligned - base||`; lengths come from products of rows in different clusters, which noise does not lengthen, and a
-    negative square is 0. `in_sample` is the retention along a direction fitted on the very rows that it is read on: the
-    noise of the aligned model is in both shifts, with opposite signs, and pulls it towards 0 whatever happened.
+    negative square is 0; of one no longer than its own error, the interval is somewhat too narrow. `in_sample` is the
+    retention along a direction fitted on the very rows that it is read on: the noise of the aligned model is in both
+    shifts, with opposite signs, and pulls it towards 0 whatever happened.
     """
 
     layer: int
@@ -111,9 +112,13 @@ def _share_as_far(along: float, random: Float[np.ndarray, " r"]) -> float:
 def _remainder(
     tuning: Float[np.ndarray, " d"], across: Float[np.ndarray, " d"], alignment: Float[np.ndarray, " d"]
 ) -> Estimate:
-    """From the mean products of rows apart, with all clusters and without each: `t/a - (x/a)^2`, and its root."""
+    """From the mean products of rows apart, with all clusters and without each: `t/a - (x/a)^2`, and its root.
+
+    The square of `x/a` is too large by the variance of `x/a`, which is put back.
+    """
     known = np.where(alignment > 0, alignment, np.nan)
-    squares = tuning / known - (across / known) ** 2
+    along = across / known
+    squares = tuning / known - along**2 + jackknife_variance(float(along[0]), along[1:])
     e = jackknife(float(squares[0]), squares[1:])
     if e.high < 0:
         return Estimate(0.0)
