@@ -29,9 +29,8 @@ class LayerRetention:
 
     `remainder` is the length of the part of the shift that is orthogonal to the direction, over
     `||aligned - base||`; lengths come from products of rows in different clusters, which noise does not lengthen, and a
-    negative square is 0; of one no longer than its own error, the interval is somewhat too narrow. `in_sample` is the
-    retention along a direction fitted on the very rows that it is read on: the noise of the aligned model is in both
-    shifts, with opposite signs, and pulls it towards 0 whatever happened.
+    negative square is 0. `in_sample` is the retention along a direction fitted on the very rows that it is read on: the
+    noise of the aligned model is in both shifts, with opposite signs, and pulls it towards 0 whatever happened.
     """
 
     layer: int
@@ -119,6 +118,7 @@ def _remainder(
     known = np.where(alignment > 0, alignment, np.nan)
     along = across / known
     squares = tuning / known - along**2 + jackknife_variance(float(along[0]), along[1:])
+    squares[np.abs(squares) <= ROUNDING * along**2] = 0.0
     e = jackknife(float(squares[0]), squares[1:])
     if e.high < 0:
         return Estimate(0.0)
