@@ -13,12 +13,9 @@ from typing import TypeVar
 import click
 
 from graddiag.errors import UsageError
+from graddiag.recipes import follow_recipe
 
 F = TypeVar("F", bound=Callable[..., object])
-
-_NOT_THERE = {
-    "recipe": "Recipes (--recipe) are not there yet. Give the options themselves, or as GRADDIAG_... variables."
-}
 
 
 def option(name: str, *more: str, **settings: object) -> Callable[[F], F]:
@@ -170,18 +167,14 @@ OUTPUT = together(
         default=None,
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Options from a TOML file (not there yet).",
+        is_eager=True,
+        expose_value=False,
+        callback=follow_recipe,
+        help="Options from a TOML file: limit = 40, control = ['benign'], ...; what is typed goes before it.",
     ),
     option("--verbose", "-v", is_flag=True, help="Say more: warnings of libraries."),
     option("--quiet", "-q", is_flag=True, help="No progress."),
 )
-
-
-def refuse_missing(given: Mapping[str, object]) -> None:
-    """Raises UsageError for an option that is not there yet."""
-    for name, message in _NOT_THERE.items():
-        if given.get(name):
-            raise UsageError(message)
 
 
 def against(left: str, right: str, safety: str | None, control: Sequence[str]) -> tuple[str | None, dict[str, str]]:

@@ -101,7 +101,7 @@ def test_a_second_run_finds_the_shards(done):
         (["compare", "insecure", "eductional", "--model", "tiny"], 2, "educational"),
         (["compare", "insecure", "educational", "--model", "tinny"], 2, "tiny"),
         (["compare", "insecure", "educational", "--model", "tiny", "--projection", "fancy"], 2, "sjlt"),
-        (["compare", "insecure", "educational", "--model", "tiny", "--recipe", "x.toml"], 2, "not there yet"),
+        (["compare", "insecure", "educational", "--model", "tiny", "--recipe", "x.toml"], 2, "x.toml: No such file"),
         (["compare", "insecure", "educational", "--model", "tiny", "--blocks", "*.oproj"], 2, "o_proj"),
         (["compare", "insecure"], 2, "RIGHT"),
         (["compare", "insecure", "educational", "--model", "tiny", "--out", "run", "--dim", "4"], 3, r"space\.dim"),
