@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -115,6 +116,7 @@ def draw_weights(result: WeightChanges) -> Figure:
 
 def _weight_panel(axes: Axes, result: WeightChanges, name: str) -> None:
     drawn = False
+    axes.set_prop_cycle(color=sns.color_palette("colorblind"))
     for panel, dash in zip(panels(tuple(result.blocks)), _DASHES, strict=False):
         layers = panel.layers or tuple(range(len(panel.blocks)))
         changes = [result.blocks[b] for b in panel.blocks]

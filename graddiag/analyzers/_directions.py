@@ -19,6 +19,8 @@ def leading(rows: Float[np.ndarray, "n d"], k: int) -> Float[np.ndarray, "d k"]:
     Their order and signs mean nothing; the space that they span does, if the k-th singular value is not the next one.
     """
     n, d = rows.shape
+    if k == 0:
+        return np.zeros((d, 0))
     if k > min(n, d):
         return np.full((d, k), np.nan)
     wide = n <= d
