@@ -21,10 +21,13 @@ _HOME = {
     "framing": "graddiag.analyzers",
     "alignment": "graddiag.analyzers",
     "alignment_adam": "graddiag.analyzers",
+    "shift": "graddiag.analyzers",
+    "subspace_overlap": "graddiag.analyzers",
     "behaviour": "graddiag.analyzers",
     "refusal_score": "graddiag.analyzers",
     "direction": "graddiag.analyzers",
     "refusal_direction": "graddiag.analyzers",
+    "compare_weights": "graddiag.weight_changes",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
     "MonitorCallback": "graddiag.monitor",
@@ -41,6 +44,7 @@ __all__ = [
     "alignment_adam",
     "behaviour",
     "compare",
+    "compare_weights",
     "conflict",
     "direction",
     "extract",
@@ -52,6 +56,8 @@ __all__ = [
     "refusal_score",
     "report",
     "screen",
+    "shift",
+    "subspace_overlap",
 ]
 
 if TYPE_CHECKING:
@@ -65,6 +71,8 @@ if TYPE_CHECKING:
         loss_gap,
         refusal_direction,
         refusal_score,
+        shift,
+        subspace_overlap,
     )
     from graddiag.comparison import Comparison
     from graddiag.errors import GraddiagError
@@ -77,6 +85,7 @@ if TYPE_CHECKING:
     from graddiag.reporting import report
     from graddiag.screening import screen
     from graddiag.signals import Signals
+    from graddiag.weight_changes import compare_weights
 
 
 def __getattr__(name: str) -> object:

@@ -168,6 +168,11 @@ class Comparison:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before believing a number of this comparison."""
+        return (*self.pairing_warnings, *self._repeats())
+
+    @property
+    def pairing_warnings(self) -> tuple[str, ...]:
+        """The warnings, without those on answers that are repeated."""
         left, right = self.left.provenance.data, self.right.provenance.data
         out = []
         if self.differs == ("data", "model"):
@@ -193,7 +198,6 @@ class Comparison:
                 "differences are not due to the request alone."
             )
         out += self._longer()
-        out += self._repeats()
         odd = [i for i, a, b in self._pair_clusters() if a != b]
         if odd:
             out.append(

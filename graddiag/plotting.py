@@ -25,6 +25,8 @@ from graddiag.analyzers import (
     LossGap,
     RefusalDirection,
     RefusalScore,
+    Shift,
+    SubspaceOverlap,
     TokenView,
 )
 from graddiag.behaviour_figure import draw_behaviour, draw_refusal_score
@@ -43,11 +45,13 @@ from graddiag.canvas import (
     zero_line,
 )
 from graddiag.direction_figure import draw_direction, draw_refusal_direction
+from graddiag.erosion_figures import draw_overlap, draw_shift, draw_weights
 from graddiag.layers import Panel, panels
 from graddiag.side_by_side import SideBySide, draw_side_by_side
 from graddiag.statistics import Estimate
 from graddiag.text import interval
 from graddiag.token_figure import draw_tokens
+from graddiag.weight_table import WeightChanges
 
 DIVERGING = "RdBu"  # red is -1, blue +1; readers with any common colour blindness tell them apart
 MOST_STRIPS = 30  # more clusters than this cannot be labelled; pairs are then drawn in the order of their gaps
@@ -64,17 +68,21 @@ DPI = 200  # pixels per inch of a PNG, and of the matrix inside an SVG
 def _draw(result: object) -> Figure:
     raise TypeError(
         f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment, TokenView, "
-        "SideBySide, Behaviour, RefusalScore, Direction and RefusalDirection have."
+        "SideBySide, Behaviour, RefusalScore, Direction, RefusalDirection, Shift, SubspaceOverlap and WeightChanges "
+        "have."
     )
 
 
 Drawn = CosineMatrix | Conflict | Framing | LossGap | Alignment | TokenView | SideBySide  # in a report of two sets
-OfModels = Behaviour | RefusalScore | Direction | RefusalDirection  # in a report of two or three models
+OfModels = (  # in a report of two or three models
+    Behaviour | RefusalScore | Direction | RefusalDirection | Shift | SubspaceOverlap | WeightChanges
+)
 
 
 def plot(result: Drawn | OfModels) -> Figure:
     """The figure of a result: the matrix, cosines by layer, the loss gap, its tokens, alignment with safety, or two
-    comparisons beside each other; of several models, the change of behaviour, the refusal score, or a direction.
+    comparisons beside each other; of several models, the change of behaviour, the refusal score, a direction, or what
+    changed between two of them (states, their shared directions, weights).
 
     Cosines are drawn on [-1, 1]; bars and bands are 95 % intervals. Raises TypeError for any other result.
     """
@@ -283,6 +291,9 @@ _draw.register(Behaviour, draw_behaviour)
 _draw.register(RefusalScore, draw_refusal_score)
 _draw.register(Direction, draw_direction)
 _draw.register(RefusalDirection, draw_refusal_direction)
+_draw.register(Shift, draw_shift)
+_draw.register(SubspaceOverlap, draw_overlap)
+_draw.register(WeightChanges, draw_weights)
 
 
 def _dots(axes: Axes, values: Float[np.ndarray, " n"], y: int, colour: str) -> None:

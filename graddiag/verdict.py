@@ -21,7 +21,7 @@ from graddiag.rules import (
     stem_of,
 )
 from graddiag.statistics import NORMAL
-from graddiag.text import interval, number, visible
+from graddiag.text import chance, interval, number, visible
 
 MOST_LINES = 15  # what fits a terminal beside the warnings
 NAME_LENGTH = 32  # characters of a set's name in a line
@@ -256,6 +256,4 @@ def _interval(e: Evidence) -> str:
 
 
 def _p(e: Evidence) -> str:
-    if math.isnan(e.p):
-        return "p undefined"
-    return f"p = {e.p:.2g}" if e.p >= 1e-4 else "p < 0.0001"
+    return chance(e.p)

@@ -11,10 +11,13 @@ from graddiag.analyzers._edit_change import EditChange, edit_change
 from graddiag.analyzers._framing import Framing, FramingScope, framing
 from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
+from graddiag.analyzers._overlap_scope import SubspaceScope
 from graddiag.analyzers._refusal_direction import LayerRefusal, RefusalDirection, refusal_direction
 from graddiag.analyzers._refusal_score import RefusalScore, refusal_score
 from graddiag.analyzers._repeats import HeadlineResults, Repeats, repeats
 from graddiag.analyzers._retention import LayerRetention
+from graddiag.analyzers._spectrum import Shift, shift
+from graddiag.analyzers._subspace import SubspaceOverlap, subspace_overlap
 from graddiag.analyzers._tokens import MIN_COUNT, PairOnShow, Telling, Through, TokenView, token_view
 from graddiag.analyzers._training import Training, training
 
@@ -43,6 +46,9 @@ __all__ = [
     "RefusalDirection",
     "RefusalScore",
     "Repeats",
+    "Shift",
+    "SubspaceOverlap",
+    "SubspaceScope",
     "Telling",
     "Through",
     "TokenView",
@@ -60,6 +66,8 @@ __all__ = [
     "refusal_direction",
     "refusal_score",
     "repeats",
+    "shift",
+    "subspace_overlap",
     "token_view",
     "training",
 ]
