@@ -20,6 +20,7 @@ from graddiag.data import ExampleSet, Source, read_set
 from graddiag.encoding import Encoded, EncodedSet, batches, encode
 from graddiag.errors import DataError, UsageError
 from graddiag.extractor import Extractor
+from graddiag.heap import give_back
 from graddiag.forward import check_in_memory
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import default_max_length, model_context, model_digest, template_digest, tokenizer_digest
@@ -278,6 +279,7 @@ def stream(
             tables.append(measured.table(index, rows, extractor.space, extractor.provenance(one.name)))
         left_ids, right_ids = ([job.rows[i].id for i in side] for side in (firsts, [partner[i] for i in firsts]))
         yield Chunk(tuple(tables), measured.pairs(left_ids, right_ids))
+        give_back()
         if progress:
             progress.advance(sum(len(r.tokens) for r in rows))
 
