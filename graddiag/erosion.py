@@ -78,7 +78,8 @@ def erode(
     ids are by role.
 
     Losses and states of every set are saved in `out`, in MODEL-SET folders; the same call again continues an
-    interrupted run. Raises UsageError, DataError or ResourceError with what to do, before anything long where the input shows it.
+    interrupted run. Raises UsageError, DataError or ResourceError with what to do, before anything long where the input
+    shows it.
     """
     given = {"left": left, "right": right, "harmful": harmful, "benign": benign, "safety": safety}
     sets = read_erosion_sets(

@@ -128,8 +128,8 @@ def _refusal_direction(result: RefusalDirection) -> Picture:
 def _subspace(result: SubspaceOverlap) -> Picture:
     reading = (
         "Overlap of the subspaces along which the two sets' states change, their means subtracted, beside what the "
-        "same number is by chance and what harmless rows have with the second set. An overlap that the harmless rows have "
-        "too has nothing to do with harm."
+        "same number is by chance and what harmless rows have with the second set. An overlap that the harmless rows "
+        "have too has nothing to do with harm."
     )
     return Picture(
         "subspace", "Shared dimension by layer", reading, lambda: plot(result), block_table(result.site_summary())

@@ -15,7 +15,8 @@ class Moved:
     """A change with its controls, turned so that above 0 is away from the aligned model; NaN is undefined.
 
     `own` is the change on harmful rows alone, `beyond` what it is beyond each control (empty: there was none).
-    `random_p` is the share of random directions along which as large a change goes, 0 where the question has no such null.
+    `random_p` is the share of random directions along which as large a change goes, 0 where the question has no such
+    null.
     """
 
     own: Estimate
