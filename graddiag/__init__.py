@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "extract": "graddiag.extraction",
+    "read_states": "graddiag.reading",
     "compare": "graddiag.pipeline",
     "screen": "graddiag.screening",
     "erode": "graddiag.erosion",
@@ -52,6 +53,7 @@ __all__ = [
     "framing",
     "load_model",
     "loss_gap",
+    "read_states",
     "refusal_direction",
     "refusal_score",
     "report",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from graddiag.monitor import Monitor, MonitorCallback
     from graddiag.monitor._lightning import LightningMonitor
     from graddiag.pipeline import compare
+    from graddiag.reading import read_states
     from graddiag.reporting import report
     from graddiag.screening import screen
     from graddiag.signals import Signals

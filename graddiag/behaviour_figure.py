@@ -36,7 +36,7 @@ def draw_behaviour(result: Behaviour) -> Figure:
     right.set(title="first tokens together (simultaneous 95 %)", xlabel="answer tokens read", ylabel="change, nats")
     right.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if len(right.lines) > 1:
-        right.legend(frameon=False, fontsize=6.5)
+        right.legend(frameon=False, fontsize=6.5, loc="upper left")
     else:
         say(right, "no position reached by enough rows")
     return figure

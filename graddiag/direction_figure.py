@@ -44,7 +44,7 @@ def draw_direction(result: Direction) -> Figure:
     retained.axhline(1, color=INK, linewidth=0.8)
     zero_line(retained.axhline)
     retained.set(title="1: as aligned, 0: as base", ylabel="retention")
-    retained.legend(frameon=False, fontsize=6)
+    retained.legend(frameon=False, fontsize=6, loc="lower left")
     spread = NORMAL * np.array([at.random_sd for at in own])
     along.fill_between(_layers(result.whole), -spread, spread, color=FAINT, alpha=0.3, linewidth=0)
     _dots(along, _layers(result.whole), [Estimate(at.along) for at in own], LEFT)
@@ -79,7 +79,7 @@ def draw_refusal_direction(result: RefusalDirection) -> Figure:
         what = "drift" if name == "gap" else "harmful" if side < 0 else "harmless"
         _dots(moved, layers, [getattr(at, what) for at in result.layers], colour, side=side, name=name)
     moved.set(title="drift along the aligned model's", ylabel="share of the gap")
-    moved.legend(frameon=False, fontsize=6.5)
+    moved.legend(frameon=False, fontsize=6.5, loc="lower left")
     for axes in (turned, moved):
         zero_line(axes.axhline)
     return figure
