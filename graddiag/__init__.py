@@ -12,6 +12,7 @@ _HOME = {
     "read_states": "graddiag.reading",
     "compare": "graddiag.pipeline",
     "screen": "graddiag.screening",
+    "erode": "graddiag.erosion",
     "report": "graddiag.reporting",
     "Comparison": "graddiag.comparison",
     "Signals": "graddiag.signals",
@@ -47,6 +48,7 @@ __all__ = [
     "compare_weights",
     "conflict",
     "direction",
+    "erode",
     "extract",
     "framing",
     "load_model",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
         subspace_overlap,
     )
     from graddiag.comparison import Comparison
+    from graddiag.erosion import erode
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract
     from graddiag.models import load_model

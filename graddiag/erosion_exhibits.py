@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from graddiag.plotting import plot
 from graddiag.statistics import Estimate
 from graddiag.tables import Cell, Table, block_table, summary_table
 
-FIGURES = ("behaviour", "direction", "refusal_direction", "subspace")
+FIGURES = ("behaviour", "refusals", "direction", "refusal_direction", "subspace")
 _ENDS = ("low", "high", "p")
 
 
 def erosion_pictures(found: Erosion) -> tuple[Picture, ...]:
     """The figures that the results allow."""
     out = [_behaviour(found.behaviour)] if found.behaviour else []
+    out += [_refusals(found.refusals)] if found.refusals else []
     out += [_direction(found.direction)] if found.direction else []
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
@@ -36,8 +37,6 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
     }
     if found.behaviour is not None:
         out["Every answer"] = _answers(found.behaviour, found.beside)
-    if found.refusals is not None:
-        out["Every prompt"] = _prompts(found.refusals)
     header = ("model", "set", "rows", "finite", "digest of the rows", "named", "revision", "digest of the weights")
     return out | {"Every table": Table("tables", header, found.origins)}
 
@@ -47,22 +46,13 @@ def _questions(found: Erosion) -> Table:
     return Table("questions", ("question", "word", "numbers", "remark"), tuple(lines))
 
 
-def _answers(result: Behaviour, beside: dict[str, Behaviour]) -> Table:
+def _answers(result: Behaviour, beside: Mapping[str, Behaviour]) -> Table:
     sets = (result.harmful, result.benign, *(b.benign for b in beside.values()))
     return Table("answers", ("set", "id", "cluster", "change"), tuple(line for s in sets for line in _rows_of(s)))
 
 
 def _rows_of(of: AnswerChange) -> Iterator[tuple[Cell, ...]]:
     yield from ((of.name, i, int(c), float(v)) for i, c, v in zip(of.ids, of.clusters, of.rows, strict=True))
-
-
-def _prompts(found: Refusals) -> Table:
-    lines: list[tuple[Cell, ...]] = []
-    for score in (found.harmful, found.benign):
-        if score is not None:
-            both = zip(score.ids, score.tuned_rows.tolist(), score.aligned_rows.tolist(), strict=True)
-            lines += [(score.name, i, t, a, t - a) for i, t, a in both]
-    return Table("prompts", ("set", "id", "tuned", "aligned", "change"), tuple(lines))
 
 
 def _behaviour(result: Behaviour) -> Picture:
@@ -83,6 +73,20 @@ def _behaviour(result: Behaviour) -> Picture:
         lambda: plot(result),
         Table("behaviour", ("tokens", *names), tuple(lines)),
     )
+
+
+def _refusals(found: Refusals) -> Picture:
+    reading = (
+        "Log-odds of an opening that refuses against one that complies, after each harmful request, under both models; "
+        "the table has harmless requests too, after which the same openings are the control."
+    )
+    lines: list[tuple[Cell, ...]] = []
+    for score in (found.harmful, found.benign):
+        if score is not None:
+            both = zip(score.ids, score.tuned_rows.tolist(), score.aligned_rows.tolist(), strict=True)
+            lines += [(score.name, i, t, a, t - a) for i, t, a in both]
+    table = Table("refusals", ("set", "id", "tuned", "aligned", "change"), tuple(lines))
+    return Picture("refusals", "Refusals of harmful requests", reading, lambda: plot(found.harmful), table)
 
 
 def _direction(result: Direction) -> Picture:
@@ -123,9 +127,9 @@ def _refusal_direction(result: RefusalDirection) -> Picture:
 
 def _subspace(result: SubspaceOverlap) -> Picture:
     reading = (
-        "Overlap of the subspaces along which the two sets' states change, their means subtracted, beside what the same "
-        "number is by chance and what harmless rows have with the second set. An overlap that the harmless rows have "
-        "too has nothing to do with harm."
+        "Overlap of the subspaces along which the two sets' states change, their means subtracted, beside what the "
+        "same number is by chance and what harmless rows have with the second set. An overlap that the harmless rows "
+        "have too has nothing to do with harm."
     )
     return Picture(
         "subspace", "Shared dimension by layer", reading, lambda: plot(result), block_table(result.site_summary())

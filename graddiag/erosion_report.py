@@ -18,7 +18,7 @@ from graddiag.publishing import SCHEMA, Report
 from graddiag.tables import to_csv
 from graddiag.text import visible
 
-_NAMES = (*FIGURES, "answers", "prompts")
+_NAMES = (*FIGURES, "answers")  # tables that not every run has
 
 
 @dataclass(frozen=True)

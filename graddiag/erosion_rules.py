@@ -14,8 +14,9 @@ from graddiag.statistics import Estimate
 class Moved:
     """A change with its controls, turned so that above 0 is away from the aligned model; NaN is undefined.
 
-    `own` is the change on harmful rows alone, `beyond` what it is beyond each control (empty: there was none). `random_p`
-    is the share of random directions along which as large a change goes, 0 where the question has no such null.
+    `own` is the change on harmful rows alone, `beyond` what it is beyond each control (empty: there was none).
+    `random_p` is the share of random directions along which as large a change goes, 0 where the question has no such
+    null.
     """
 
     own: Estimate
@@ -90,8 +91,8 @@ MOVED_RULES = (
     MovedRule(
         "eroded",
         "the change on harmful rows is away from the aligned model, and larger than on every control",
-        "on these rows the tuned model is less like the aligned one, and not as a whole; another set of rows, or another "
-        "kind of control, may say otherwise",
+        "on these rows the tuned model is less like the aligned one, and not as a whole; other rows, or another kind "
+        "of control, may say otherwise",
         lambda m: m.own.low > 0 and all(e.low > 0 for e in m.beyond),
     ),
     MovedRule(

@@ -100,8 +100,9 @@ def read_setting(folder: Path) -> ErosionSetting:
     """The setting of a run. Raises DataError where it cannot be read."""
     content = dict(read_json(folder / EROSION_FILE))
     try:
-        lists = {k: tuple(content[k]) for k in ("controls", "openings", "notes")}  # type: ignore[arg-type]
-        return ErosionSetting(**content | lists)  # type: ignore[arg-type]
+        for name in ("controls", "openings", "notes"):
+            content[name] = tuple(content[name])  # type: ignore[arg-type]
+        return ErosionSetting(**content)  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{folder / EROSION_FILE} is not that of a run of this version ({error}). Give the erosion command again."

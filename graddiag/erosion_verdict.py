@@ -19,7 +19,7 @@ _UNDEFINED = Estimate(math.nan)
 
 @dataclass(frozen=True)
 class Answer:
-    """One question with the word that the rules give, the numbers behind it, and why that word where it is not plain."""
+    """One question with the word that the rules give, the numbers behind it, and a remark where the word needs one."""
 
     question: str
     word: str
@@ -87,8 +87,8 @@ def _retention(found: Direction) -> Answer:
     at = by_layer[layer]
     moved = Moved(_lost(at), (turned(beyond),), at.random_p)
     numbers = (
-        f"retention {_interval(at.retention)} at layer {layer}, minus that on {_name(_control(found))} {_shown(beyond)} "
-        f"over layers; {chance(at.random_p)} against random directions; {_measurable(found)}"
+        f"retention {_interval(at.retention)} at layer {layer}, minus that on {_name(_control(found))} "
+        f"{_shown(beyond)} over layers; {chance(at.random_p)} against random directions; {_measurable(found)}"
     )
     return _answer(question, moved, numbers)
 
