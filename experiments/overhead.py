@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from padding import padded
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -71,14 +72,7 @@ def prepare(name: str, rows: int, length: int, safety: int) -> Work:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     encoded = encode(read_set("insecure", limit=rows), tokenizer, max_length=length).rows
-    width = max(len(r.tokens) for r in encoded)
-    tokens = torch.zeros(len(encoded), width, dtype=torch.long)
-    mask, labels = torch.zeros_like(tokens), torch.full_like(tokens, -100)
-    for k, r in enumerate(encoded):
-        n = len(r.tokens)
-        tokens[k, :n], mask[k, :n] = torch.as_tensor(r.tokens, dtype=torch.long), 1
-        labels[k, r.start : n] = tokens[k, r.start : n]
-    batch = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    batch = padded(encoded)
     safe = tuple(
         {"prompt": e.messages[0].content, "completion": e.messages[-1].content}
         for e in read_set("safety", limit=safety).examples

@@ -67,7 +67,7 @@ class Step:
 
     @property
     def slope(self) -> float:
-        """Least-squares slope of measured on predicted through 0: no step, no change."""
+        """Least-squares slope of measured on predicted through 0: no step, no change; NaN beside a broken model."""
         p, m = np.array(self.predicted), np.array(self.measured)
         return float(p @ m / (p @ p))
 
@@ -210,15 +210,28 @@ def run(name: str) -> dict[str, object]:
 
 def told(step: Step) -> dict[str, object]:
     """A step with what it comes to."""
-    return asdict(step) | {"slope": step.slope, "spearman": step.rank, "size": step.size, "holds": step.holds}
+    plain = asdict(step) | {"slope": step.slope, "spearman": step.rank, "size": step.size, "holds": step.holds}
+    return plain | {
+        "measured": [finite(m) for m in step.measured],
+        "slope": finite(step.slope),
+        "spearman": finite(step.rank),
+    }
+
+
+def finite(x: float) -> float | None:
+    """The number, None where it is not finite: a step so large that the model's loss is none any more."""
+    return x if math.isfinite(x) else None
 
 
 def read(content: dict[str, object]) -> list[Step]:
     """The steps of one model, from its numbers."""
-    keys = ("optimizer", "rate", "predicted", "measured")
     saved = content["steps"]
     assert isinstance(saved, list)
-    return [Step(*(s[k] if k in keys[:2] else tuple(s[k]) for k in keys)) for s in saved]
+    return [Step(s["optimizer"], s["rate"], tuple(s["predicted"]), _floats(s["measured"])) for s in saved]
+
+
+def _floats(saved: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(math.nan if x is None else x for x in saved)
 
 
 def holds_up_to(found: Sequence[Step]) -> float:
@@ -268,7 +281,7 @@ def main() -> None:
     kept["aim"] = {"slope": SLOPE, "spearman": RANK}
     for name, some in found.items():
         for o in COLOURS:
-            kept["models"][name][f"holds_up_to:{o}"] = holds_up_to([s for s in some if s.optimizer == o])
+            kept["models"][name][f"holds_up_to:{o}"] = finite(holds_up_to([s for s in some if s.optimizer == o]))
     file.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     figure = draw(found)
     for form in ("svg", "png"):

@@ -9,8 +9,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "extract": "graddiag.extraction",
+    "read_states": "graddiag.reading",
     "compare": "graddiag.pipeline",
     "screen": "graddiag.screening",
+    "erode": "graddiag.erosion",
     "report": "graddiag.reporting",
     "Comparison": "graddiag.comparison",
     "Signals": "graddiag.signals",
@@ -20,6 +22,13 @@ _HOME = {
     "framing": "graddiag.analyzers",
     "alignment": "graddiag.analyzers",
     "alignment_adam": "graddiag.analyzers",
+    "shift": "graddiag.analyzers",
+    "subspace_overlap": "graddiag.analyzers",
+    "behaviour": "graddiag.analyzers",
+    "refusal_score": "graddiag.analyzers",
+    "direction": "graddiag.analyzers",
+    "refusal_direction": "graddiag.analyzers",
+    "compare_weights": "graddiag.weight_changes",
     "load_model": "graddiag.models",
     "Monitor": "graddiag.monitor",
     "MonitorCallback": "graddiag.monitor",
@@ -34,28 +43,52 @@ __all__ = [
     "Signals",
     "alignment",
     "alignment_adam",
+    "behaviour",
     "compare",
+    "compare_weights",
     "conflict",
+    "direction",
+    "erode",
     "extract",
     "framing",
     "load_model",
     "loss_gap",
+    "read_states",
+    "refusal_direction",
+    "refusal_score",
     "report",
     "screen",
+    "shift",
+    "subspace_overlap",
 ]
 
 if TYPE_CHECKING:
-    from graddiag.analyzers import alignment, alignment_adam, conflict, framing, loss_gap
+    from graddiag.analyzers import (
+        alignment,
+        alignment_adam,
+        behaviour,
+        conflict,
+        direction,
+        framing,
+        loss_gap,
+        refusal_direction,
+        refusal_score,
+        shift,
+        subspace_overlap,
+    )
     from graddiag.comparison import Comparison
+    from graddiag.erosion import erode
     from graddiag.errors import GraddiagError
     from graddiag.extraction import extract
     from graddiag.models import load_model
     from graddiag.monitor import Monitor, MonitorCallback
     from graddiag.monitor._lightning import LightningMonitor
     from graddiag.pipeline import compare
+    from graddiag.reading import read_states
     from graddiag.reporting import report
     from graddiag.screening import screen
     from graddiag.signals import Signals
+    from graddiag.weight_changes import compare_weights
 
 
 def __getattr__(name: str) -> object:

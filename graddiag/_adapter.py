@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from graddiag._checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Place, problems_named
@@ -62,3 +63,33 @@ def put_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's way of calling transformers
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be as if untrained
         return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(folder), torch_device="cpu"))
+
+
+def take_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that the adapter was put on, without it. Modules that an adapter brings whole may stay in their place:
+    compare digests before the model is used as the one it was."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTuner
+
+    assert isinstance(model, PeftModel)
+    inside = model.base_model
+    return cast(PreTrainedModel, inside.unload() if isinstance(inside, BaseTuner) else model.get_base_model())
+
+
+def check_adapter_fits(folder: Path, skeleton: PreTrainedModel) -> None:
+    """Raises DataError where the adapter's LoRA matrices have no module in the model, or one of another width.
+
+    Only shapes are read: the model may be without weights.
+    """
+    with problems_named(Place(str(folder), folder)), safe_open(folder / ADAPTER_WEIGHTS, framework="np") as weights:
+        shapes = {k: weights.get_slice(k).get_shape() for k in weights.keys()}  # noqa: SIM118  no mapping
+    modules = dict(skeleton.named_modules())
+    for key, shape in shapes.items():
+        name, found, _ = key.removeprefix("base_model.model.").partition(".lora_A.")
+        weight = getattr(modules.get(name), "weight", None)
+        if found and (weight is None or shape[1] not in weight.shape):
+            has = "has no such module" if weight is None else f"has one of shape {list(weight.shape)}"
+            raise DataError(
+                f"The adapter {str(folder)!r} is for another model: its {name!r} takes {shape[1]} inputs, and the "
+                f"model that it names {has}. Give the adapter with the model that it was trained on."
+            )

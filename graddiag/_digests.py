@@ -56,13 +56,19 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
     The padding token and side, and what the tokenizer is called, are not part of it: they do not change a row's tokens.
     """
-    ends = json.dumps([str(tokenizer.bos_token), str(tokenizer.eos_token)])
+    return digest_of([_rules(tokenizer), json.dumps([str(tokenizer.bos_token), str(tokenizer.eos_token)])])
+
+
+def rules_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of what turns text into token ids, alone: begin and end tokens do not count."""
+    return digest_of([_rules(tokenizer)])
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         whole = json.loads(tokenizer.backend_tokenizer.to_str())
-        rules = {k: v for k, v in whole.items() if k not in _NOT_OF_A_ROW}
-    else:
-        rules = {"class": type(tokenizer).__name__, "vocabulary": dict(sorted(tokenizer.get_vocab().items()))}
-    return digest_of([json.dumps(rules), ends])
+        return json.dumps({k: v for k, v in whole.items() if k not in _NOT_OF_A_ROW})
+    return json.dumps({"class": type(tokenizer).__name__, "vocabulary": dict(sorted(tokenizer.get_vocab().items()))})
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:

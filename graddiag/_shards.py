@@ -42,7 +42,8 @@ def pack(table: Signals | PairProducts) -> tuple[dict[str, np.ndarray], dict[str
             k: list(getattr(table, k)) for k in _PAIR_IDS
         }
     by_block: dict[str, Mapping[str, np.ndarray]] = {name: getattr(table, name) for name in _BY_BLOCK}
-    arrays = {f"{name}/{b}": np.ascontiguousarray(v) for name, of in by_block.items() for b, v in of.items()}
+    named = {**by_block, "states": table.states}
+    arrays = {f"{name}/{b}": np.ascontiguousarray(v) for name, of in named.items() for b, v in of.items()}
     arrays["token_loss"] = np.concatenate([np.zeros(0), *table.token_loss])
     arrays["target_ids"] = np.concatenate([np.zeros(0, np.int32), *table.target_ids])
     if table.token_alignment is not None and table.alignment_elsewhere is not None:
@@ -67,6 +68,7 @@ def read_shard(stem: Path, of: Identity) -> Signals:
         token_loss=_ragged(arrays["token_loss"], n_tokens),
         target_ids=_ragged(arrays["target_ids"], n_tokens),
         **{name: _of_blocks(arrays, name, of.space) for name in _BY_BLOCK},  # type: ignore[arg-type]
+        states={site: arrays[f"states/{site}"] for site in of.space.states},
         token_alignment=None if scores is None else _ragged(scores, length - 1),
         alignment_elsewhere=arrays.get("alignment_elsewhere"),
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from graddiag import __version__
+from graddiag.erosion_command import erosion
 from graddiag.errors import GraddiagError
 from graddiag.interrupt import Interrupted
 from graddiag.options import (
@@ -36,6 +37,7 @@ from graddiag.terminal import command_line, common, cross, print_found
 from graddiag.text import visible
 
 if TYPE_CHECKING:
+    from graddiag.erosion_report import Eroded
     from graddiag.reporting import Result
     from graddiag.training_report import TrainingResult
 
@@ -233,19 +235,11 @@ def list_(*, as_json: bool) -> None:
     print_found({"models": models, "sets": sets}, "\n".join(lines), as_json=as_json)
 
 
-def _not_yet(name: str, what: str) -> None:
-    @main.command(name=name, help=f"{what} (not there yet)", context_settings={"ignore_unknown_options": True})
-    @click.argument("_", nargs=-1, type=click.UNPROCESSED)
-    def command(_: tuple[str, ...]) -> int:
-        click.echo(f"Error: 'graddiag {name}' is not there yet. See 'graddiag --help' for what is.", err=True)
-        return 2
-
-
 main.add_command(screen)
-_not_yet("erosion", "Base, aligned and tuned model side by side")
+main.add_command(erosion)
 
 
-def _show(result: Result | TrainingResult, thresholds: list[Threshold], *, as_json: bool) -> int:
+def _show(result: Result | TrainingResult | Eroded, thresholds: list[Threshold], *, as_json: bool) -> int:
     text = [*result.report.verdict, *(f"Warning: {w}" for w in result.report.warnings)]
     text += [f"Report: {result.report.html or result.report.json}", f"Again: {command_line()}"]
     print_found(json.loads(result.report.json.read_text(encoding="utf-8")), "\n".join(text), as_json=as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -25,7 +25,11 @@ class Comparison:
     `left_answers`, `right_answers` number the answers of all rows, see `answer_groups`. Where neither table names
     clusters, rows of one answer share a cluster, in `left` and `right` too (`by_answer`).
 
-    Raises DataError where the spaces differ, hold products instead of gradients, or no row is left on a side.
+    Two tables that were only read (no blocks) may differ in their chat template: the answers are the same text then,
+    after other prompts (`identical`).
+
+    Raises DataError where the spaces differ, hold products instead of gradients or states of different sizes, or no row
+    is left on a side.
     """
 
     left: Signals
@@ -47,7 +51,7 @@ class Comparison:
                 f"{self.left.provenance.data} and {self.right.provenance.data}: a folder of 'graddiag screen' holds "
                 "products of rows with mean gradients, no gradients that could be compared. Use 'graddiag extract'."
             )
-        check_same_space(self.left.space, self.right.space, self.left.provenance.data, self.right.provenance.data)
+        self._check_spaces()
         for side in (self.left, self.right):
             if not side.finite.any():
                 raise DataError(
@@ -56,6 +60,27 @@ class Comparison:
                 )
         self._group_answers()
         self._pair()
+
+    def _check_spaces(self) -> None:
+        """Raises DataError unless the spaces are equal and hidden states of one site have one size."""
+        left, right = self.left.space, self.right.space
+        if self._other_template:
+            left = replace(left, template=right.template)
+        check_same_space(left, right, self.left.provenance.data, self.right.provenance.data)
+        for site, a in self.left.states.items():
+            b = self.right.states[site]
+            if a.shape[1] != b.shape[1]:
+                raise DataError(
+                    f"Hidden states of {self.left.provenance.model} have {a.shape[1]} numbers at {site} and those of "
+                    f"{self.right.provenance.model} {b.shape[1]}: they cannot be subtracted. Compare models of one "
+                    "architecture."
+                )
+
+    @property
+    def _other_template(self) -> bool:
+        """Whether two tables that were only read differ in their chat template."""
+        left, right = self.left.space, self.right.space
+        return not left.blocks and not right.blocks and left.template != right.template
 
     def _group_answers(self) -> None:
         groups = answer_groups(self.left, self.right)
@@ -128,15 +153,26 @@ class Comparison:
     def differs(self) -> tuple[str, ...]:
         """What differs between the sides: "data", "model", both or nothing."""
         out = []
-        if self.left.rows != self.right.rows:
+        if not (self._same_answers if self._other_template else self.left.rows == self.right.rows):
             out.append("data")
         if self.left.provenance.weights != self.right.provenance.weights:
             out.append("model")
         return tuple(out)
 
     @property
+    def _same_answers(self) -> bool:
+        """Whether both sides have the same rows, in this order, with the same target tokens."""
+        answers = zip(self.left.target_ids, self.right.target_ids, strict=False)
+        return self.left.ids == self.right.ids and all(np.array_equal(a, b) for a, b in answers)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before believing a number of this comparison."""
+        return (*self.pairing_warnings, *self._repeats())
+
+    @property
+    def pairing_warnings(self) -> tuple[str, ...]:
+        """The warnings, without those on answers that are repeated."""
         left, right = self.left.provenance.data, self.right.provenance.data
         out = []
         if self.differs == ("data", "model"):
@@ -149,6 +185,12 @@ class Comparison:
                     f"{name}: {alone} of {len(side)} rows have no partner of the same id; they are in "
                     "no paired statistic."
                 )
+        if self._other_template:
+            models = f"{self.left.provenance.model} and {self.right.provenance.model}"
+            out.append(
+                f"{models} have different chat templates: rows are matched by their answers, and a difference may be "
+                "due to the template. Lend one model the other's to rule that out."
+            )
         different = self.n_pairs - int(self.identical.sum())
         if self.n_pairs and different:
             out.append(
@@ -156,7 +198,6 @@ class Comparison:
                 "differences are not due to the request alone."
             )
         out += self._longer()
-        out += self._repeats()
         odd = [i for i, a, b in self._pair_clusters() if a != b]
         if odd:
             out.append(

@@ -18,7 +18,12 @@ def target_texts(sets: Iterable[EncodedSet], tokenizer: PreTrainedTokenizerBase)
 
     Part of a character that takes several tokens is shown as the replacement character.
     """
-    ids = sorted({int(i) for one in sets for row in one.rows for i in row.tokens[row.start :]})
+    return texts_of({int(i) for one in sets for row in one.rows for i in row.tokens[row.start :]}, tokenizer)
+
+
+def texts_of(tokens: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The text of each of these tokens, as `target_texts` shows it, by its id in rising order."""
+    ids = sorted(set(tokens))
     anchor = list(tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"])
     start = _text(tokenizer, anchor)
     return {i: _after(start, _text(tokenizer, [*anchor, i]), _text(tokenizer, [i])) for i in ids}

@@ -20,6 +20,8 @@ from graddiag.data import ExampleSet, Source, read_set
 from graddiag.encoding import Encoded, EncodedSet, batches, encode
 from graddiag.errors import DataError, UsageError
 from graddiag.extractor import Extractor
+from graddiag.heap import give_back
+from graddiag.forward import check_in_memory
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import default_max_length, model_context, model_digest, template_digest, tokenizer_digest
 from graddiag.optimizer_state import read_optimizer
@@ -209,12 +211,7 @@ def ready(
 ) -> Extractor:
     """An extractor for the chosen blocks, with the space in which its rows live; `name` is the model's, as the user
     gave it, `bases` are for the projection `lowrank`."""
-    away = [n for n, p in model.named_parameters() if p.device.type == "meta"]
-    if away:
-        raise DataError(
-            f"{len(away)} parameters, the first is {away[0]!r}, are not in memory (offloaded, or on the meta device). "
-            "Load the model onto devices only: a smaller --dtype, or a device_map without 'cpu' and 'disk' offloading."
-        )
+    check_in_memory(model)
     chosen = select_blocks(model, blocks)
     projector = make_projector(projection, dim, seed, blocks=[b.block for b in chosen], bases=bases)
     space = Space(
@@ -229,14 +226,18 @@ def ready(
         probe=probe_digest(projector),
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    provenance = Provenance(
+    return Extractor(model, chosen, projector, space, provenance_of(model, name, revision))
+
+
+def provenance_of(model: PreTrainedModel, name: str | None, revision: str | None) -> Provenance:
+    """Where tables of a model come from, but for their data; `name` is the model's, as the user gave it."""
+    return Provenance(
         model=name or model.config.name_or_path or type(model).__name__,
         revision=revision or "",
         weights=model_digest(model),
         data="",
         versions=tuple((v, importlib.metadata.version(v)) for v in VERSIONS_OF),
     )
-    return Extractor(model, chosen, projector, space, provenance)
 
 
 def row_length(model: PreTrainedModel, asked: int | None) -> int:
@@ -278,6 +279,7 @@ def stream(
             tables.append(measured.table(index, rows, extractor.space, extractor.provenance(one.name)))
         left_ids, right_ids = ([job.rows[i].id for i in side] for side in (firsts, [partner[i] for i in firsts]))
         yield Chunk(tuple(tables), measured.pairs(left_ids, right_ids))
+        give_back()
         if progress:
             progress.advance(sum(len(r.tokens) for r in rows))
 

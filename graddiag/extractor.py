@@ -3,8 +3,7 @@ pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -18,7 +17,8 @@ from graddiag.blocks import Kind, Selected
 from graddiag.capture import CalledAgain, Recorder, untouched
 from graddiag.condense import Condenser
 from graddiag.encoding import Encoded
-from graddiag.errors import DataError, ResourceError
+from graddiag.errors import DataError
+from graddiag.forward import collate, input_device, memory_named, shortest
 from graddiag.gradients import Formable, Gradients, Products, Workspace
 from graddiag.head import Batch, head_agrees, loss_and_backward, split_model
 from graddiag.mean_gradient import KnownMean, MeanGradient
@@ -141,7 +141,7 @@ class Extractor:
 
         With `condense`, gradients may come as what the projector makes of them. Raises as `measure`.
         """
-        with untouched(self.model), _memory_named(batch):
+        with untouched(self.model), memory_named(batch):
             self._check_head(batch)
             return self._backward(batch, consume, condense=condense)
 
@@ -207,45 +207,19 @@ class Extractor:
     def token_losses(self, rows: Sequence[Encoded]) -> tuple[Array, ...]:
         """Token losses of the rows, nats, without any gradient."""
         batch = self.collate(rows)
-        with untouched(self.model), torch.no_grad(), _memory_named(batch):
+        with untouched(self.model), torch.no_grad(), memory_named(batch):
             self._check_head(batch)
             losses = loss_and_backward(self.model, self._split, batch, backward=False)
         return tuple(numpy_of(x) for x in losses)
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """The rows as one padded batch on the device of the model's input."""
-        lengths = tuple(len(r.tokens) - 1 for r in rows)
-        tokens = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-        targets = torch.full_like(tokens, -100)
-        for k, r in enumerate(rows):
-            row = torch.from_numpy(r.tokens.astype(np.int64))
-            tokens[k, : lengths[k]] = row[:-1]
-            targets[k, r.start - 1 : lengths[k]] = row[r.start :]
-        device = next(self.model.get_input_embeddings().parameters()).device
-        return Batch(tokens.to(device), targets.to(device), lengths)
+        return collate(rows, input_device(self.model))
 
     def _check_head(self, batch: Batch) -> None:
         if self._head_checked or self._split is None:
             return
-        k = min(range(len(batch.lengths)), key=lambda i: batch.lengths[i])
-        short, cut = slice(k, k + 1), slice(0, batch.lengths[k])
-        if not head_agrees(
-            self.model, self._split, Batch(batch.tokens[short, cut], batch.targets[short, cut], (batch.lengths[k],))
-        ):
+        if not head_agrees(self.model, self._split, shortest(batch)):
             self._split = None
             self.notes.append(FULL_LOGITS)
         self._head_checked = True
-
-
-@contextmanager
-def _memory_named(batch: Batch) -> Iterator[None]:
-    """Turns running out of memory into an error that names the batch and what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
-            raise
-        b, t = batch.tokens.shape
-        raise ResourceError(
-            f"Memory ran out on a batch of {b} rows of {t} tokens. Use a smaller --batch-tokens or --max-length."
-        ) from error

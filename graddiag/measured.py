@@ -37,8 +37,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of one batch: token losses of each row, and per block norms [b], rows [b, k], products of pairs
-    [p]."""
+    """The numbers of one batch: token losses of each row, per block norms [b], rows [b, k] and products of pairs [p],
+    and per site hidden states [b, d]."""
 
     token_loss: tuple[Array, ...]
     norms: Mapping[str, Array]
@@ -50,6 +50,7 @@ class Measured:
     scores: Scores | None = None
     adam_step: AdamStep | None = None
     adam: Mapping[str, AdamProducts] = field(default_factory=dict)
+    states: Mapping[str, Array] = field(default_factory=dict)
 
     def table(self, index: Sequence[int], rows: Sequence[Encoded], space: Space, provenance: Provenance) -> Signals:
         """The rows at `index` of the batch as a table of one set; `rows` are the batch's encoded rows."""
@@ -58,6 +59,8 @@ class Measured:
         token_loss = tuple(self.token_loss[i] for i in index)
         loss = np.array([x.mean() for x in token_loss], dtype=np.float64)
         norms = {b: v[at] for b, v in self.norms.items()}
+        states = {site: v[at] for site, v in self.states.items()}
+        numbers = [np.isfinite(v) for v in norms.values()] + [np.isfinite(v).all(axis=1) for v in states.values()]
         return Signals(
             space=space,
             provenance=provenance,
@@ -70,7 +73,7 @@ class Measured:
             n_tokens=np.array([r.n_targets for r in chosen], dtype=np.int64),
             length=np.array([len(r.tokens) for r in chosen], dtype=np.int64),
             n_cut=np.array([r.n_cut for r in chosen], dtype=np.int64),
-            finite=np.isfinite(loss) & np.all([np.isfinite(v) for v in norms.values()], axis=0),
+            finite=np.all([np.isfinite(loss), *numbers], axis=0),
             norms=norms,
             gradients={b: v[at] for b, v in self.gradients.items()},
             reference=self.reference,
@@ -81,6 +84,7 @@ class Measured:
             adam_dot={b: numpy_of(p.dot)[at] for b, p in self.adam.items()},
             adam_norm={b: np.sqrt(numpy_of(p.norm2)[at]) for b, p in self.adam.items()},
             adam_step_norm={b: np.sqrt(numpy_of(p.step_norm2)[at]) for b, p in self.adam.items()},
+            states=states,
         )
 
     def pairs(self, left_ids: Sequence[str], right_ids: Sequence[str]) -> PairProducts:
@@ -97,7 +101,7 @@ def measured_of(
     return Measured(
         token_loss=tuple(numpy_of(x) for x in losses),
         norms={n: np.sqrt(numpy_of(p.norm2)) for n, (p, _) in found.items()},
-        gradients={n: _rows(r) for n, (_, r) in found.items()},
+        gradients={n: wide_numpy(r) for n, (_, r) in found.items()},
         inner={n: numpy_of(p.inner) for n, (p, _) in found.items()},
         difference_norm={n: np.sqrt(np.maximum(numpy_of(p.difference2), 0)) for n, (p, _) in found.items()},
         reference_dot={n: numpy_of(p.reference_dot) for n, (p, _) in found.items() if p.reference_dot is not None},
@@ -110,6 +114,7 @@ def numpy_of(x: Tensor) -> Array:
     return x.detach().double().cpu().numpy()
 
 
-def _rows(x: Tensor) -> Array:
+def wide_numpy(x: Tensor) -> Array:
+    """The tensor in single precision, or double if it is that, off the device."""
     wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
     return wide.cpu().numpy()

@@ -81,13 +81,13 @@ def measure(
         mean=mean,
         progress=progress,
     )
-    _save(_checked(extractor, todo, chunks), place, mean, shards)
+    save_chunks(_checked(extractor, todo, chunks), place, mean, shards)
     progress.finish()
-    whole = Chunk(tuple(read_signals(p) for p in place.kept), read_pairs(place.pairs) if place.pairs else _NO_PAIRS)
+    whole = Chunk(tuple(read_signals(p) for p in place.kept), read_pairs(place.pairs) if place.pairs else NO_PAIRS)
     return whole, mean.known(whole.tables[0]) if mean else None
 
 
-_NO_PAIRS = PairProducts((), (), {}, {})
+NO_PAIRS = PairProducts((), (), {}, {})
 
 
 def _checked(extractor: Extractor, job: Job, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -97,8 +97,9 @@ def _checked(extractor: Extractor, job: Job, chunks: Iterator[Chunk]) -> Iterato
     yield from chunks
 
 
-def _save(chunks: Iterator[Chunk], place: Place, mean: MeanGradient | None, shards: int) -> None:
-    """Commits chunks as shards; the sum of gradients is written first, so that it always belongs to whole shards."""
+def save_chunks(chunks: Iterator[Chunk], place: Place, mean: MeanGradient | None, shards: int) -> None:
+    """Commits chunks as shards, from number `shards` on; the sum of gradients is written first, so that it always
+    belongs to whole shards. Raises Interrupted after a signal, when what was finished is saved."""
     pending: list[Chunk] = []
     started = time.monotonic()
 

@@ -90,14 +90,34 @@ def load_model(
     Raises UsageError for a name, revision, dtype or device that cannot be meant, DataError for files that cannot be
     used or a hub that does not answer, ResourceError where memory or disk is too small.
     """
-    place = _find_place(name, revision, trust_remote_code)
+    place = find_place(name, revision, trust_remote_code)
     target = _choose_device(device)
     wanted = _choose_dtype(dtype, target)
     with torch.random.fork_rng(devices=[]), quiet():
         model, tokenizer = _load(place, wanted)
+    return on_device(place, model, target), tokenizer
+
+
+def load_base(place: Place, *, dtype: str | None = None, device: str | None = None) -> Loaded:
+    """The model at a place, in eval mode, and its tokenizer; no adapter. Raises as `load_model`."""
+    target = _choose_device(device)
+    with torch.random.fork_rng(devices=[]), quiet():
+        model, tokenizer = _load_plain(place, _choose_dtype(dtype, target))
+    return on_device(place, model, target), tokenizer
+
+
+def with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapter in the folder put on it, in eval mode, all on its device. Raises as `load_model`."""
+    with torch.random.fork_rng(devices=[]), quiet():
+        model = put_adapter(base, folder)
+    return on_device(Place(str(folder), folder), model, base.device)
+
+
+def on_device(place: Place, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model there, in eval mode. Raises ResourceError where it does not fit."""
     with problems_named(place):
-        nn.Module.to(model, target)
-    return nn.Module.eval(model), tokenizer
+        nn.Module.to(model, device)
+    return nn.Module.eval(model)
 
 
 def model_context(model: PreTrainedModel) -> int:
@@ -116,7 +136,7 @@ def default_max_length(model: PreTrainedModel) -> int:
     return min(context, _tiny.DEFAULT_LENGTH) if model.config.name_or_path == _tiny.NAME else context
 
 
-def _find_place(name: str | Path, revision: str | None, trust_remote_code: bool) -> Place:
+def find_place(name: str | Path, revision: str | None, trust_remote_code: bool) -> Place:
     """Where the model is; `Place.name` of a built-in one is that name. Raises UsageError for what cannot be meant."""
     if trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise UsageError(
@@ -166,27 +186,27 @@ def _choose_dtype(name: str | None, device: torch.device) -> torch.dtype | str:
 
 
 def _load(place: Place, dtype: torch.dtype | str) -> Loaded:
-    adapter = None if _is_built_in(place) else find_adapter(place)
+    adapter = None if is_built_in(place) else find_adapter(place)
     if adapter is None:
         return _load_plain(place, dtype)
-    base = _find_base(place, adapter)
+    base = find_base(place, adapter)
     model, tokenizer = _load_plain(base, dtype)
     if has_tokenizer(adapter):
         tokenizer = load_tokenizer(Place(str(adapter), adapter))
     return put_adapter(model, adapter), tokenizer
 
 
-def _find_base(place: Place, adapter: Path) -> Place:
+def find_base(place: Place, adapter: Path) -> Place:
     """Where the model is that the adapter goes on; a revision means something only if that is on the hub."""
     named = read_base(adapter)
     try:
-        base = _find_place(named.name, None, trust_remote_code=False)
+        base = find_place(named.name, None, trust_remote_code=False)
     except UsageError as error:
         raise DataError(
             f"The adapter {place} goes on a model that is not to be found. {error} "
             f"Its place is base_model_name_or_path in {str(adapter / ADAPTER_CONFIG)!r}."
         ) from error
-    if _is_built_in(base):
+    if is_built_in(base):
         return base
     base = base if base.folder else replace(base, revision=named.revision)
     if find_adapter(base) is not None:
@@ -195,7 +215,7 @@ def _find_base(place: Place, adapter: Path) -> Place:
 
 
 def _load_plain(place: Place, dtype: torch.dtype | str) -> Loaded:
-    if not _is_built_in(place):
+    if not is_built_in(place):
         return load_checkpoint(place, dtype)
     if place.name == _tiny.NAME:
         tiny, tokenizer = _tiny.build_tiny()
@@ -205,7 +225,8 @@ def _load_plain(place: Place, dtype: torch.dtype | str) -> Loaded:
     return _named(place.name, *_smollm2.load_smollm2(dtype))
 
 
-def _is_built_in(place: Place) -> bool:
+def is_built_in(place: Place) -> bool:
+    """Whether the place is that of a model with a name of its own."""
     return place.folder is None and place.name in (m.name for m in BUILT_IN_MODELS)
 
 

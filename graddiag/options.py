@@ -13,12 +13,9 @@ from typing import TypeVar
 import click
 
 from graddiag.errors import UsageError
+from graddiag.recipes import follow_recipe
 
 F = TypeVar("F", bound=Callable[..., object])
-
-_NOT_THERE = {
-    "recipe": "Recipes (--recipe) are not there yet. Give the options themselves, or as GRADDIAG_... variables."
-}
 
 
 def option(name: str, *more: str, **settings: object) -> Callable[[F], F]:
@@ -38,14 +35,17 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-MODEL = together(
-    option("--model", default="smollm2", metavar="NAME|DIR|HUB_ID", help="Model: a built-in name, a folder, a hub id."),
-    option("--revision", default=None, metavar="COMMIT", help="Revision of a hub model."),
-    option("--trust-remote-code", is_flag=True, help="Run code from the hub; only with a full --revision."),
+DEVICE = together(
     option(
         "--dtype", default=None, help="float32, bfloat16 or float16; by default float32 on a CPU, else the model's own."
     ),
     option("--device", default=None, help="cpu, cuda, cuda:1, ...; by default a GPU where there is one."),
+)
+MODEL = together(
+    option("--model", default="smollm2", metavar="NAME|DIR|HUB_ID", help="Model: a built-in name, a folder, a hub id."),
+    option("--revision", default=None, metavar="COMMIT", help="Revision of a hub model."),
+    option("--trust-remote-code", is_flag=True, help="Run code from the hub; only with a full --revision."),
+    DEVICE,
 )
 BLOCKS = option(
     "--blocks",
@@ -55,18 +55,24 @@ BLOCKS = option(
 )
 MAX_LENGTH = option("--max-length", default=None, type=int, help="Tokens per row; by default the model's context.")
 TARGET = option("--target", default="answer", help="Tokens that the loss averages: answer, or all.")
-ROWS = together(
+LENGTHS = together(
     option("--limit", default=None, type=int, help="Only the first N rows of each set."),
     MAX_LENGTH,
     option("--batch-tokens", default=2048, help="Padded tokens per batch."),
+)
+BAD_ROWS = together(
+    option("--skip-bad-rows", is_flag=True, help="Leave out unusable rows, counted, instead of stopping."),
+    option("--max-nonfinite", default=0.01, help="Share of rows whose loss or gradient may be not finite."),
+)
+ROWS = together(
+    LENGTHS,
     option(
         "--cluster",
         default=None,
         metavar="COLUMN|mod:N",
         help="What rows of the set (of LEFT and RIGHT) have in common: the unit of resampling.",
     ),
-    option("--skip-bad-rows", is_flag=True, help="Leave out unusable rows, counted, instead of stopping."),
-    option("--max-nonfinite", default=0.01, help="Share of rows whose loss or gradient may be not finite."),
+    BAD_ROWS,
 )
 MEASURE = together(
     BLOCKS,
@@ -170,18 +176,14 @@ OUTPUT = together(
         default=None,
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Options from a TOML file (not there yet).",
+        is_eager=True,
+        expose_value=False,
+        callback=follow_recipe,
+        help="Options from a TOML file: limit = 40, control = ['benign'], ...; what is typed goes before it.",
     ),
     option("--verbose", "-v", is_flag=True, help="Say more: warnings of libraries."),
     option("--quiet", "-q", is_flag=True, help="No progress."),
 )
-
-
-def refuse_missing(given: Mapping[str, object]) -> None:
-    """Raises UsageError for an option that is not there yet."""
-    for name, message in _NOT_THERE.items():
-        if given.get(name):
-            raise UsageError(message)
 
 
 def against(left: str, right: str, safety: str | None, control: Sequence[str]) -> tuple[str | None, dict[str, str]]:

@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from graddiag.alarms import RULES as ALARM_RULES
 from graddiag.besides import BesideView
+from graddiag.erosion_rules import MOVED_RULES, SHARED_RULES
 from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
+from graddiag.picture import Picture
 from graddiag.rules import LIMITS, RULES
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
-from graddiag.training_exhibits import Picture
 
 MOST_ROWS = 80  # of a table on the page, enough for every key of a run with two controls; the CSV has all
 MOST_COLUMNS = 12  # more than fit beside each other
@@ -44,8 +45,8 @@ class Page:
 
 
 @dataclass(frozen=True)
-class TrainingPage:
-    """What the page of a monitored run shows; `images` are the exhibits' figures (SVG) by name."""
+class PicturePage:
+    """What the page of a monitored run, or of three models, shows; `images` are the figures (SVG) by name."""
 
     title: str
     verdict: Sequence[str]
@@ -61,9 +62,14 @@ def render_page(page: Page) -> str:
     return _environment().get_template("report.html.j2").render(page=page, rules=RULES, limits=LIMITS)
 
 
-def render_training_page(page: TrainingPage) -> str:
+def render_training_page(page: PicturePage) -> str:
     """The page of a monitored run as HTML."""
     return _environment().get_template("training.html.j2").render(page=page, rules=ALARM_RULES)
+
+
+def render_erosion_page(page: PicturePage) -> str:
+    """The page of three models as HTML."""
+    return _environment().get_template("erosion.html.j2").render(page=page, tables_of_rules=(MOVED_RULES, SHARED_RULES))
 
 
 def _environment() -> Environment:

@@ -164,9 +164,13 @@ def sign_flips_of_norm(gram: Float[np.ndarray, "c c"], *, seed: int = 0, draws: 
         return Null(np.zeros(0), distances=False)
     dtype = np.float64 if n <= EXHAUSTIVE else np.float32
     unit = (apart / (scale or 1.0)).astype(dtype)
-    signs = (s.astype(dtype) * 2 - 1 for s in sign_patterns(n, seed, draws))
-    values = np.concatenate([np.einsum("bc,bc->b", s @ unit, s) for s in signs]).astype(np.float64)
-    return Null(values, TIE * float(np.finfo(dtype).eps), distances=False)
+    values = [quadratic_forms(s.astype(dtype) * 2 - 1, unit) for s in sign_patterns(n, seed, draws)]
+    return Null(np.concatenate(values).astype(np.float64), TIE * float(np.finfo(dtype).eps), distances=False)
+
+
+def quadratic_forms(signs: Float[np.ndarray, "b c"], gram: Float[np.ndarray, "c c"]) -> Float[np.ndarray, " b"]:
+    """`s gram s` for each row s of the signs: the squared norm of a sum of which `gram` has the products."""
+    return np.asarray(np.einsum("bc,bc->b", signs @ gram, signs))
 
 
 def sign_patterns(n_clusters: int, seed: int, draws: int) -> Iterator[Bool[np.ndarray, "b c"]]:
@@ -217,7 +221,8 @@ def partner_permutations_each(cosines: Float[np.ndarray, "n p p"], partners: Int
         np.divide(_sums_over(filled, partners), counts, out=means, where=counts > 0)
     largest = np.maximum(filled.max(axis=(1, 2), initial=0.0), -filled.min(axis=(1, 2), initial=0.0))
     ties = TIE * float(np.finfo(np.float64).eps) * largest
-    found = zip(means, ties.tolist(), np.diagonal(defined, axis1=1, axis2=2).any(axis=1), strict=True)
+    paired = np.asarray(np.diagonal(defined, axis1=1, axis2=2).any(axis=1))
+    found = zip(means, ties.tolist(), paired, strict=True)
     return [Null(np.abs(m - np.nanmean(m)), tie) if some else Null(np.zeros(0)) for m, tie, some in found]
 
 

@@ -15,7 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from graddiag.analyzers import Alignment, Conflict, CosineMatrix, Framing, LossGap, TokenView
+from graddiag.analyzers import (
+    Alignment,
+    Behaviour,
+    Conflict,
+    CosineMatrix,
+    Direction,
+    Framing,
+    LossGap,
+    RefusalDirection,
+    RefusalScore,
+    Shift,
+    SubspaceOverlap,
+    TokenView,
+)
+from graddiag.behaviour_figure import draw_behaviour, draw_refusal_score
 from graddiag.canvas import (
     CONTROL,
     FAINT,
@@ -30,11 +44,14 @@ from graddiag.canvas import (
     say,
     zero_line,
 )
+from graddiag.direction_figure import draw_direction, draw_refusal_direction
+from graddiag.erosion_figures import draw_overlap, draw_shift, draw_weights
 from graddiag.layers import Panel, panels
 from graddiag.side_by_side import SideBySide, draw_side_by_side
 from graddiag.statistics import Estimate
 from graddiag.text import interval
 from graddiag.token_figure import draw_tokens
+from graddiag.weight_table import WeightChanges
 
 DIVERGING = "RdBu"  # red is -1, blue +1; readers with any common colour blindness tell them apart
 MOST_STRIPS = 30  # more clusters than this cannot be labelled; pairs are then drawn in the order of their gaps
@@ -50,14 +67,22 @@ DPI = 200  # pixels per inch of a PNG, and of the matrix inside an SVG
 @singledispatch
 def _draw(result: object) -> Figure:
     raise TypeError(
-        f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment, TokenView and "
-        "SideBySide have."
+        f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment, TokenView, "
+        "SideBySide, Behaviour, RefusalScore, Direction, RefusalDirection, Shift, SubspaceOverlap and WeightChanges "
+        "have."
     )
 
 
-def plot(result: CosineMatrix | Conflict | Framing | LossGap | Alignment | TokenView | SideBySide) -> Figure:
+Drawn = CosineMatrix | Conflict | Framing | LossGap | Alignment | TokenView | SideBySide  # in a report of two sets
+OfModels = (  # in a report of two or three models
+    Behaviour | RefusalScore | Direction | RefusalDirection | Shift | SubspaceOverlap | WeightChanges
+)
+
+
+def plot(result: Drawn | OfModels) -> Figure:
     """The figure of a result: the matrix, cosines by layer, the loss gap, its tokens, alignment with safety, or two
-    comparisons beside each other.
+    comparisons beside each other; of several models, the change of behaviour, the refusal score, a direction, or what
+    changed between two of them (states, their shared directions, weights).
 
     Cosines are drawn on [-1, 1]; bars and bands are 95 % intervals. Raises TypeError for any other result.
     """
@@ -260,14 +285,15 @@ def _rows_with_safety(axes: Axes, result: Alignment, keys: Sequence[str]) -> Non
     axes.set(ylim=(len(keys) - 0.5, -0.5), xlabel="cosine", ylabel="")
 
 
-@_draw.register
-def _tokens(result: TokenView) -> Figure:
-    return draw_tokens(result)
-
-
-@_draw.register
-def _side_by_side(result: SideBySide) -> Figure:
-    return draw_side_by_side(result)
+_draw.register(TokenView, draw_tokens)
+_draw.register(SideBySide, draw_side_by_side)
+_draw.register(Behaviour, draw_behaviour)
+_draw.register(RefusalScore, draw_refusal_score)
+_draw.register(Direction, draw_direction)
+_draw.register(RefusalDirection, draw_refusal_direction)
+_draw.register(Shift, draw_shift)
+_draw.register(SubspaceOverlap, draw_overlap)
+_draw.register(WeightChanges, draw_weights)
 
 
 def _dots(axes: Axes, values: Float[np.ndarray, " n"], y: int, colour: str) -> None:

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float, Int
 
-from graddiag.permutations import CHUNK, DRAWS, EXHAUSTIVE, TIE, Null, sign_patterns
+from graddiag.permutations import CHUNK, DRAWS, EXHAUSTIVE, TIE, Null, quadratic_forms, sign_patterns
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,10 @@ class Relabellings:
         dtype = np.float64 if len(gram) <= EXHAUSTIVE else np.float32
         unit = (apart / (size or 1.0)).astype(dtype)
         parts = (self.signs[start : start + CHUNK].astype(dtype) for start in range(0, len(self.signs), CHUNK))
-        moved = np.concatenate([_quadratic(s, unit) for s in parts]).astype(np.float64)
+        moved = np.concatenate([quadratic_forms(s, unit) for s in parts]).astype(np.float64)
         trace = float(gram.trace())
         rounding = float(np.finfo(dtype).eps) * size + float(np.finfo(np.float64).eps) * trace
         return Null((moved * size + trace) * self.scale, TIE * rounding * float(self.scale.max()), distances=False)
-
-
-def _quadratic(signs: Float[np.ndarray, "b c"], gram: Float[np.ndarray, "c c"]) -> Float[np.ndarray, " b"]:
-    return np.asarray(np.einsum("bc,bc->b", signs @ gram, signs))
 
 
 def _signs(left: Int[np.ndarray, " c"], right: Int[np.ndarray, " c"], seed: int, draws: int) -> Int[np.ndarray, "b c"]:

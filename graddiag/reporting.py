@@ -27,6 +27,8 @@ from graddiag.analyzers import (
 from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
+from graddiag.erosion_report import Eroded, report_erosion
+from graddiag.erosion_setting import is_erosion_run
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
 from graddiag.findings import Edited, Findings
@@ -72,14 +74,17 @@ class Analysis:
     edited_strangers: bool = False
 
 
-def report(run: str | Path, *, figures: bool = True) -> Result | TrainingResult:
-    """The report of a run again: of a comparison from its saved signals, of a monitored training run from its log.
+def report(run: str | Path, *, figures: bool = True) -> Result | TrainingResult | Eroded:
+    """The report of a run again: of a comparison or of three models from saved signals, of a monitored training run
+    from its log.
 
     No model is needed. Raises DataError where the folder is no run, or the run was interrupted.
     """
     folder = Path(run)
     if is_training_run(folder):
         return report_training(folder, figures=figures)
+    if is_erosion_run(folder):
+        return report_erosion(folder, figures=figures)
     if not (folder / RUN_FILE).is_file():
         raise DataError(
             f"{folder} is not a finished run ({RUN_FILE} is missing). Give the compare command again to finish it."

@@ -4,50 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graddiag._space import ONLY_READ, TOWARD, Block, Space, check_same_space
 from graddiag.errors import DataError
 
-TOWARD = "toward"  # the kind of space whose rows are products with known gradients, and no gradients themselves
-
-
-@dataclass(frozen=True)
-class Block:
-    """One parameter tensor, under the name that the model gives it."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Space:
-    """Everything that two tables must share before their numbers may be compared.
-
-    The model's weights are not part of it: the same rows under two models are a legitimate comparison.
-    """
-
-    tokenizer: str
-    template: str
-    target: str
-    max_length: int
-    blocks: tuple[Block, ...]
-    projection: str
-    dim: int
-    seed: int
-    probe: str
-    dtype: str
-
-    def differences(self, other: Space) -> dict[str, tuple[str, str]]:
-        """The fields in which two spaces differ, each with both values as text."""
-        out: dict[str, tuple[str, str]] = {}
-        for f in fields(self):
-            mine, theirs = getattr(self, f.name), getattr(other, f.name)
-            if mine != theirs:
-                out[f.name] = _two_texts(mine, theirs)
-        return out
+__all__ = [
+    "ONLY_READ",
+    "TOWARD",
+    "AdamStep",
+    "Block",
+    "PairProducts",
+    "Provenance",
+    "Reference",
+    "Signals",
+    "Space",
+    "check_same_space",
+    "digest_of",
+]
 
 
 @dataclass(frozen=True)
@@ -140,6 +117,8 @@ class Signals:
     With an optimizer's state, D_i = Gamma(g_i) - Gamma(0) is what the example adds to Adam's next step, taken as the
     whole batch, per unit of learning rate: `adam_dot[block]` is `<D_i, M>`, `adam_norm[block]` `||D_i||`, and
     `adam_step_norm[block]` `||Gamma(g_i)||` (`<Gamma(g_i), M>` is `adam_dot + adam.dot`).
+
+    `states[site]` are hidden states, one row per example, at the sites that `space.states` names.
     """
 
     space: Space
@@ -164,9 +143,13 @@ class Signals:
     adam_dot: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
     adam_norm: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
     adam_step_norm: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    states: Mapping[str, Float[np.ndarray, "n _"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)
+        if set(self.states) != set(self.space.states):
+            have, said = (", ".join(v) or "none" for v in (self.states, self.space.states))
+            raise DataError(f"A table must have the states that its space names, but it has {have}, and {said} named.")
         wrong = [f"{k} has {len(v)}" for k, v in self._columns() if len(v) != n]
         if wrong:
             raise DataError(f"A table of {n} rows must have {n} values in every column, but {', '.join(wrong)}.")
@@ -176,7 +159,7 @@ class Signals:
 
     def _columns(self) -> list[tuple[str, Sequence[object] | np.ndarray]]:
         plain = [(name, column) for name in _ROW_FIELDS if (column := getattr(self, name)) is not None]
-        for name in _BLOCK_FIELDS:
+        for name in _NAMED_FIELDS:
             plain += [(f"{name}[{b}]", v) for b, v in getattr(self, name).items()]
         return plain
 
@@ -212,7 +195,7 @@ class Signals:
             column = getattr(self, name)
             if column is not None:
                 new[name] = column[at] if isinstance(column, np.ndarray) else tuple(column[i] for i in at)
-        for name in _BLOCK_FIELDS:
+        for name in _NAMED_FIELDS:
             new[name] = {b: v[at] for b, v in getattr(self, name).items()}
         return replace(self, **new)  # type: ignore[arg-type]
 
@@ -242,7 +225,7 @@ class Signals:
             if columns[0] is not None:
                 whole = isinstance(columns[0], np.ndarray)
                 new[name] = np.concatenate(columns) if whole else tuple(v for c in columns for v in c)
-        for name in _BLOCK_FIELDS:
+        for name in _NAMED_FIELDS:
             new[name] = {b: np.concatenate([getattr(t, name)[b] for t in tables]) for b in getattr(first, name)}
         return replace(first, **new)  # type: ignore[arg-type]
 
@@ -262,7 +245,7 @@ _ROW_FIELDS = (
     "alignment_elsewhere",
 )
 _ADAM_FIELDS = ("adam_dot", "adam_norm", "adam_step_norm")
-_BLOCK_FIELDS = ("norms", "gradients", "reference_dot", *_ADAM_FIELDS)
+_NAMED_FIELDS = ("norms", "gradients", "reference_dot", *_ADAM_FIELDS, "states")
 
 
 def digest_of(texts: Iterable[str]) -> str:
@@ -272,26 +255,3 @@ def digest_of(texts: Iterable[str]) -> str:
         raw = text.encode("utf-8", "surrogatepass")
         h.update(len(raw).to_bytes(8, "little") + raw)
     return h.hexdigest()[:32]
-
-
-def check_same_space(a: Space, b: Space, name_a: str, name_b: str) -> None:
-    """Raises DataError, with the differing fields side by side, unless the two spaces are equal."""
-    different = a.differences(b)
-    if different:
-        lines = "\n".join(f"  {k}: {x}  |  {y}" for k, (x, y) in different.items())
-        raise DataError(
-            f"{name_a} and {name_b} were not measured in the same space and cannot be compared. They differ in:\n"
-            f"{lines}\nExtract both with the same tokenizer, blocks, projection, target and dtype."
-        )
-
-
-def _two_texts(a: object, b: object) -> tuple[str, str]:
-    if not (isinstance(a, tuple) and isinstance(b, tuple)):
-        return str(a), str(b)
-    only_a = [f"{x.name}{list(x.shape)}" for x in a if x not in b]
-    only_b = [f"{x.name}{list(x.shape)}" for x in b if x not in a]
-    return tuple(_some(len(v), only) for v, only in ((a, only_a), (b, only_b)))  # type: ignore[return-value]
-
-
-def _some(n: int, only: list[str]) -> str:
-    return f"{n} blocks" + (f", only here: {', '.join(only[:3])}{', ...' if len(only) > 3 else ''}" if only else "")

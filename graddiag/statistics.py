@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from graddiag.permutations import sign_flips
 
@@ -27,6 +27,11 @@ class Estimate:
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
+
+    def keys(self, stem: str, *, p: bool = True) -> dict[str, float | None]:
+        """The flat keys `STEM`, `STEM/low`, `STEM/high` and, unless told otherwise, `STEM/p`; None where undefined."""
+        found = {stem: self.value, f"{stem}/low": self.low, f"{stem}/high": self.high}
+        return {k: optional(v) for k, v in (found | ({f"{stem}/p": self.p} if p else {})).items()}
 
 
 def optional(value: float) -> float | None:
@@ -82,7 +87,9 @@ def jackknife(
     n = len(replicates)
     if n < 2:
         return _with_interval(value, math.nan, bounds)
-    return _with_interval(value, float(stdtrit(n - 1, _UPPER)) * math.sqrt(_variance(value, replicates)), bounds)
+    return _with_interval(
+        value, float(stdtrit(n - 1, _UPPER)) * math.sqrt(jackknife_variance(value, replicates)), bounds
+    )
 
 
 def jackknife_of_two(
@@ -97,17 +104,37 @@ def jackknife_of_two(
     The variances of `jackknife` add; t has the degrees of freedom of Welch and Satterthwaite, no fewer than the smaller
     sample's. NaN where a sample has one cluster, and where `jackknife` is.
     """
+    error, df = _error_of_two(value, first, second)
+    half = math.nan if math.isnan(error) else float(stdtrit(df, _UPPER)) * error
+    return _with_interval(value, half, bounds)
+
+
+def contrast_of_two(value: float, first: Float[np.ndarray, " c"], second: Float[np.ndarray, " k"]) -> Estimate:
+    """`jackknife_of_two`, and the two-sided p of the same t against 0.
+
+    1 where the statistic is 0 under every deletion; NaN where it is another number under all of them, up to rounding,
+    since nothing then tells its error.
+    """
+    error, df = _error_of_two(value, first, second)
+    p = 1.0 if error == value == 0 else math.nan
+    if error > ROUNDING * abs(value):
+        p = float(2 * stdtr(df, -abs(value) / error))
+    return replace(jackknife_of_two(value, first, second), p=p)
+
+
+def _error_of_two(value: float, first: Float[np.ndarray, " c"], second: Float[np.ndarray, " k"]) -> tuple[float, float]:
+    """The standard error and the degrees of freedom of its t."""
     freedom = np.array([len(first) - 1, len(second) - 1], dtype=np.float64)
     if freedom.min() < 1:
-        return _with_interval(value, math.nan, bounds)
-    variances = np.array([_variance(value, first), _variance(value, second)])
+        return math.nan, math.nan
+    variances = np.array([jackknife_variance(value, first), jackknife_variance(value, second)])
     total = float(variances.sum())
     shares = variances / total if total > 0 else np.array([0.5, 0.5])  # of no variance at all: any t will do
-    df = 1 / float((shares**2 / freedom).sum())
-    return _with_interval(value, float(stdtrit(df, _UPPER)) * math.sqrt(total), bounds)
+    return math.sqrt(total), 1 / float((shares**2 / freedom).sum())
 
 
-def _variance(value: float, replicates: Float[np.ndarray, " c"]) -> float:
+def jackknife_variance(value: float, replicates: Float[np.ndarray, " c"]) -> float:
+    """The squared standard error by which `jackknife` widens."""
     n = len(replicates)
     return (n - 1) / n * float(((replicates - value) ** 2).sum())
 
@@ -126,15 +153,34 @@ def cluster_mean(
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
     """The mean of the defined values, with its jackknife interval over clusters; no p."""
+    return jackknife(*_mean_without_each(values, clusters), bounds=bounds)
+
+
+def difference_of_means(
+    first: Float[np.ndarray, " n"],
+    first_clusters: Int[np.ndarray, " n"],
+    second: Float[np.ndarray, " m"],
+    second_clusters: Int[np.ndarray, " m"],
+) -> Estimate:
+    """The mean of one sample less that of another, independent one, with interval and p by `contrast_of_two`."""
+    a, without_a = _mean_without_each(first, first_clusters)
+    b, without_b = _mean_without_each(second, second_clusters)
+    return contrast_of_two(a - b, without_a - b, a - without_b)
+
+
+def _mean_without_each(
+    values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"]
+) -> tuple[float, Float[np.ndarray, " c"]]:
+    """The mean of the defined values, and without each of their clusters in turn; of a single one, nothing is left."""
     defined, codes, n_clusters = _defined(values, clusters)
     if not len(defined):
-        return Estimate(math.nan)
+        return math.nan, np.zeros(0)
     value = float(defined.mean())
     if n_clusters == 1:
-        return Estimate(value)
+        return value, np.full(1, math.nan)
     sums = cluster_sums(defined, codes, n_clusters)
     counts = np.bincount(codes, minlength=n_clusters)
-    return jackknife(value, (sums.sum() - sums) / (len(defined) - counts), bounds=bounds)
+    return value, (sums.sum() - sums) / (len(defined) - counts)
 
 
 def mean_difference(

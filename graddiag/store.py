@@ -21,11 +21,15 @@ MANIFEST = "manifest.json"
 
 
 def describe(of: Identity, rows: Sequence[tuple[str, str, str]], *, token_scores: bool = False) -> Json:
-    """The manifest of a table: everything that its numbers depend on, and its rows (id, cluster, digest) in order."""
+    """The manifest of a table: everything that its numbers depend on, and its rows (id, cluster, digest) in order.
+
+    A key that is null means the same as a manifest without it: tables of before that key stay readable.
+    """
     return {
         "schema": SCHEMA,
         **asdict(of),
-        "token_scores": token_scores or None,  # a manifest without the key means the same
+        "space": {**asdict(of.space), "states": list(of.space.states) or None},
+        "token_scores": token_scores or None,
         "rows": [list(r) for r in rows],
     }
 
@@ -184,6 +188,7 @@ def _identity(manifest: Json) -> Identity:
     kept = ("space", "provenance", "reference", "adam")
     space, provenance, reference, adam = (dict(manifest.get(k) or {}) for k in kept)  # type: ignore[call-overload]
     space["blocks"] = tuple(Block(b["name"], tuple(b["shape"])) for b in space["blocks"])
+    space["states"] = tuple(space.get("states") or ())
     provenance["versions"] = tuple((k, v) for k, v in provenance["versions"])
     return Identity(
         Space(**space),

@@ -168,12 +168,29 @@ def unit(key: str) -> str:
     first, last = own.partition("/")[0], own.rpartition("/")[2]
     if last in _UNITS:
         return _UNITS[last]
-    return _FAMILIES.get(first, "cosine")
+    known = (unit for stem, unit in _STEMS.items() if own.startswith(stem))
+    return next(known, _FAMILIES.get(first, "cosine"))
 
 
 _FAMILIES = {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token", "tokens": "share of the mean gap"}
+_STEMS = {  # the first that fits
+    "behaviour/refusal": "nats",
+    "behaviour/": "nats/token",
+    "direction/refusal/cosine": "cosine",
+    "direction/refusal/": "lengths of the direction",
+    "direction/fitted": "hidden state",
+    "direction/control/fitted": "hidden state",
+    "direction/": "ratio",
+    "subspace/k": "count",
+    "subspace/mean_cosine": "cosine",
+    "subspace/smallest_angle": "degrees",
+    "subspace/largest_angle": "degrees",
+    "subspace/": "share, 0..1",
+}
 _UNITS = {
     "n": "count",
+    "clusters": "count",
+    "left_out": "count",
     "blocks_surviving": "count",
     "safety_clusters": "count",
     "safety_largest_cluster": "share, 0..1",

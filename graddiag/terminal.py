@@ -8,11 +8,10 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
-from pathlib import Path
 
 import click
 
-from graddiag.options import OUTPUT, Threshold, refuse_missing
+from graddiag.options import OUTPUT, Threshold
 
 CROSSED = 1
 
@@ -26,10 +25,7 @@ def common(f: Callable[..., int | None]) -> Callable[..., int | None]:
     """Options every measuring command has, checked before anything runs."""
 
     @wraps(f)
-    def checked(
-        *args: object, verbose: bool, recipe: Path | None, fail_on: tuple[str, ...], **given: object
-    ) -> int | None:
-        refuse_missing({"recipe": recipe})
+    def checked(*args: object, verbose: bool, fail_on: tuple[str, ...], **given: object) -> int | None:
         thresholds = [Threshold.parse(t) for t in fail_on]
         if not verbose:
             _silence_libraries()

@@ -7,6 +7,7 @@ import unicodedata
 
 _BREAKS = ("Zl", "Zp")  # Unicode's line and paragraph separators, which some terminals obey
 DECIMALS = (3, 4, 5)  # of a cosine or a nat/token: as few as show that a number is not zero
+SMALL_P = 1e-4  # nothing is decided by how much smaller a p is
 
 
 def visible(text: str, *, limit: int | None = None) -> str:
@@ -34,6 +35,13 @@ def interval(value: float, low: float, high: float) -> str:
         return f"{number(value)} [no interval]"
     shown = _numbers(value, low, high)
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def chance(p: float) -> str:
+    """A p, as it stands beside a number."""
+    if math.isnan(p):
+        return "p undefined"
+    return f"p = {p:.2g}" if p >= SMALL_P else f"p < {SMALL_P:.4f}"
 
 
 def _numbers(*values: float) -> list[str]:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-
-from matplotlib.figure import Figure
+from dataclasses import fields
 
 from graddiag.alarms import Limits
+from graddiag.picture import Picture
 from graddiag.tables import Table, block_table
 from graddiag.training_figures import Losses, plot_training, worst
 from graddiag.training_view import Course, LayerCourse, Suspect, TrainingView
 
 FIGURES = ("alignment", "safety_loss", "layers", "worst")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the page under the name of its files, with one sentence on how to read it and its numbers."""
-
-    name: str
-    title: str
-    reading: str
-    draw: Callable[[], Figure]
-    table: Table
 
 
 def pictures(view: TrainingView) -> tuple[Picture, ...]:

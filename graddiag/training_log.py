@@ -21,7 +21,6 @@ from graddiag.probe_values import (
     overhead,
 )
 from graddiag.probes import Probe
-from graddiag.statistics import optional
 
 SCHEMA = 1
 RUN_FILE = "monitor.json"
@@ -94,8 +93,9 @@ def read_log(folder: Path) -> TrainingRun:
     )
 
 
-def log_keys(probe: Probe, alarms: Sequence[Alarm] = ()) -> dict[str, float | None]:
-    """The flat keys of a probe for a trainer's log; None where undefined.
+def log_keys(probe: Probe, alarms: Sequence[Alarm] = ()) -> dict[str, float]:
+    """The flat keys of a probe for a trainer's log, finite numbers; what is undefined is left out, since loggers such
+    as TensorBoard's take numbers only. Our own files say null there.
 
     `graddiag/alarm/RULE` is the value of an alarm in units of its limit, 0 where there is none at this probe.
     """
@@ -113,7 +113,7 @@ def log_keys(probe: Probe, alarms: Sequence[Alarm] = ()) -> dict[str, float | No
         "alarms": len(alarms),
     }
     found |= {f"alarm/{r.name}": max((a.value / a.limit for a in alarms if a.rule == r.name), default=0) for r in RULES}
-    return {f"graddiag/{key}": optional(float(value)) for key, value in found.items()}
+    return {f"graddiag/{key}": float(value) for key, value in found.items() if math.isfinite(value)}
 
 
 def _line(record: Alarm | Notice) -> str:

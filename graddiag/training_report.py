@@ -11,12 +11,11 @@ from graddiag.alarms import sentence
 from graddiag.errors import DataError
 from graddiag.files import strict
 from graddiag.folder import Folder
-from graddiag.page import TrainingPage, render_training_page
-from graddiag.plotting import render
+from graddiag.page import PicturePage, render_training_page
 from graddiag.publishing import SCHEMA, Report
 from graddiag.tables import to_csv
 from graddiag.text import interval, visible
-from graddiag.training_exhibits import FIGURES, Picture, pictures, training_tables
+from graddiag.training_exhibits import FIGURES, pictures, training_tables
 from graddiag.training_log import read_log
 from graddiag.training_view import TrainingView, training_view
 
@@ -57,8 +56,8 @@ def report_training(run: str | Path, *, figures: bool = True) -> TrainingResult:
         folder.write(f"tables/{table.name}.csv", to_csv(table))
     html = None
     if figures:
-        images = {p.name: _written(folder, p) for p in shown}
-        page = TrainingPage(f"Training run {out.name}", lines, warnings, shown, images, tables, _facts(view))
+        images = {p.name: p.write(folder) for p in shown}
+        page = PicturePage(f"Training run {out.name}", lines, warnings, shown, images, tables, _facts(view))
         html = folder.write("report.html", render_training_page(page))
     return TrainingResult(view, Report(out / "report.json", html, view.summary(), lines, warnings), out)
 
@@ -93,14 +92,3 @@ def _facts(view: TrainingView) -> dict[str, str]:
     blocks = tuple(view.run.probes[0].safety_norms)
     named = f"{len(blocks)}, from {blocks[0]} to {blocks[-1]}" if blocks else "none"
     return {**view.run.facts, "blocks": named, "versions": f"graddiag {version('graddiag')}"}
-
-
-def _written(folder: Folder, picture: Picture) -> bytes:
-    """Writes a figure as SVG and PNG, with its numbers beside it, and gives the SVG."""
-    figure, table = picture.draw(), picture.table
-    svg = render(figure, "svg")
-    folder.write(f"figures/{picture.name}.svg", svg)
-    folder.write(f"figures/{picture.name}.png", render(figure, "png"))
-    numbers = {"title": picture.title, "reading": picture.reading, "columns": table.header, "rows": table.rows}
-    folder.write(f"figures/{picture.name}.json", json.dumps(strict(numbers), allow_nan=False, indent=1) + "\n")
-    return svg

@@ -21,7 +21,7 @@ from graddiag.rules import (
     stem_of,
 )
 from graddiag.statistics import NORMAL
-from graddiag.text import interval, number, visible
+from graddiag.text import chance, interval, number, visible
 
 MOST_LINES = 16  # what fits a terminal beside the warnings
 NAME_LENGTH = 32  # characters of a set's name in a line
@@ -156,9 +156,9 @@ class _Reader:
 
     def limits(self) -> list[str]:
         n, error, forced = (self.number(k) for k in ("pairs/clusters", "projection/error", "conflict/forced"))
-        safety = [self.number(f"alignment/{k}") for k in ("safety_clusters", "safety_largest_cluster")]
+        clusters, largest = (self.number(f"alignment/safety_{k}") for k in ("clusters", "largest_cluster"))
         low = math.nan if self.setting.safety is None else self._direction_low()
-        facts = Facts(0 if math.isnan(n) else int(n), error, self.setting, forced, *safety, low)
+        facts = Facts(0 if math.isnan(n) else int(n), error, self.setting, forced, clusters, largest, low)
         return [limit.says.format(facts=facts) for limit in LIMITS if limit.holds(facts)]
 
     @property
@@ -258,6 +258,4 @@ def _interval(e: Evidence) -> str:
 
 
 def _p(e: Evidence) -> str:
-    if math.isnan(e.p):
-        return "p undefined"
-    return f"p = {e.p:.2g}" if e.p >= 1e-4 else "p < 0.0001"
+    return chance(e.p)

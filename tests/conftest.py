@@ -26,6 +26,8 @@ CHECKED = (
     "probe_values",
     "alarms",
     "training_view",
+    "weight_table",
+    "weight_changes",
 )
 with install_import_hook([f"graddiag.{m}" for m in CHECKED], "beartype.beartype"):
     for module in CHECKED:

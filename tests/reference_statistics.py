@@ -149,3 +149,21 @@ def cluster_totals(rows: Rows, clusters: Labels) -> list[np.ndarray]:
         sum((r for r, c in zip(rows, clusters, strict=True) if c == name), np.zeros_like(rows[0]))
         for name in dict.fromkeys(clusters)
     ]
+
+
+def interaction(
+    first: Sequence[float], first_clusters: Labels, second: Sequence[float], second_clusters: Labels
+) -> tuple[float, float, float, float]:
+    """The mean of one sample less that of another, Welch's interval from really deleted clusters, and p of the same
+    t."""
+    value = mean(first) - mean(second)
+    variances, freedom = [], []
+    for values, clusters in ((first, first_clusters), (second, second_clusters)):
+        found = list(dict.fromkeys(clusters))
+        left = [mean([v for v, k in zip(values, clusters, strict=True) if k != c]) for c in found]
+        variances.append((len(found) - 1) / len(found) * sum((x - mean(values)) ** 2 for x in left))
+        freedom.append(len(found) - 1)
+    error = math.sqrt(sum(variances))
+    df = sum(variances) ** 2 / sum(v**2 / f for v, f in zip(variances, freedom, strict=True))
+    half = t.ppf(0.975, df) * error
+    return value, value - half, value + half, 2 * t.sf(abs(value) / error, df)

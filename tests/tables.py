@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graddiag.comparison import Comparison
-from graddiag.signals import AdamStep, Block, PairProducts, Provenance, Reference, Signals, Space
+from graddiag.signals import ONLY_READ, AdamStep, Block, PairProducts, Provenance, Reference, Signals, Space
 
 BLOCKS = ("layers.0.mlp.down_proj.weight", "layers.1.mlp.down_proj.weight", "layers.1.self_attn.o_proj.weight")
 SIZE = 48  # parameters of a block
@@ -234,6 +234,25 @@ def with_scores(table: Table) -> Table:
     scores = tuple(rng.normal(size=n - 1) for n in table.signals.length)
     rest = rng.normal(size=len(table.signals))
     return Table(replace(table.signals, token_alignment=scores, alignment_elsewhere=rest), table.full)
+
+
+STATES = ("0/first:10", "3/last_prompt")
+
+
+def with_states(table: Table, sites: Sequence[str] = STATES, *, width: int = 5, seed: int = 0) -> Table:
+    """The table with random hidden states of `width` numbers at these sites."""
+    rng = np.random.default_rng(seed)
+    states = {site: rng.normal(size=(len(table.signals), width)).astype(np.float32) for site in sites}
+    space = replace(table.signals.space, states=tuple(sites))
+    return Table(replace(table.signals, space=space, states=states), table.full)
+
+
+def only_read(table: Table, *, model: str = "model", template: str = "template") -> Signals:
+    """The table as if it had been read under a model of this name: losses and states, and no gradients."""
+    s = table.signals
+    space = replace(s.space, blocks=(), projection=ONLY_READ, dim=0, probe="", template=template)
+    about = replace(s.provenance, model=model, weights=f"weights of {model}")
+    return replace(s, space=space, provenance=about, norms={}, gradients={})
 
 
 def taken(table: Table, index: Sequence[int] | Int[np.ndarray, " m"]) -> Table:

@@ -125,6 +125,13 @@ def test_fair_examples_give_no_more_update_conflicts_than_chosen(apart: int, n: 
     assert hits / runs <= 0.05 + ERRORS * math.sqrt(0.05 * 0.95 / runs)
 
 
+def test_flips_are_drawn_anew_at_each_probe_so_that_their_errors_average_out() -> None:
+    values = np.random.default_rng(0).standard_normal(14)
+    more = np.concatenate([values, np.zeros(1)])  # as in the rank: no other sums, but drawn flips in place of all
+    errors = np.array([conflict_score(probe(k, more)) for k in range(40)]) - conflict_score(probe(0, values))
+    assert abs(errors.mean()) <= ERRORS * errors.std(ddof=1) / math.sqrt(len(errors))
+
+
 def test_the_largest_score_is_that_of_the_last_random_flip() -> None:
     assert conflict_score(probe(0, -np.ones(40))) == pytest.approx(LARGEST)
     assert 1 - ndtr(LARGEST) < 1e-4

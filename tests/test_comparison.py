@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tables import Recipe, products_of, random_pair, random_table, taken
+from tables import Recipe, only_read, products_of, random_pair, random_table, taken, with_states
 
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
@@ -94,3 +94,31 @@ def test_clusters_are_numbered_in_order_of_appearance():
     comparison = Comparison(table, table)
     assert comparison.cluster_names == ("c0", "c1", "c2")
     assert comparison.clusters.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_states_of_different_sizes_are_refused_with_both_sizes_and_models():
+    table = random_table(Recipe(n=4))
+    small, large = (only_read(with_states(table, width=w), model=m) for w, m in ((5, "small"), (8, "large")))
+    with pytest.raises(DataError, match=r"of small have 5 numbers at 0/first:10 and those of large 8"):
+        Comparison(small, large)
+
+
+def test_tables_that_were_only_read_may_differ_in_their_template_and_a_reader_is_told():
+    table = with_states(random_table(Recipe(n=4)))
+    base, aligned = only_read(table, model="base", template="plain"), only_read(table, model="aligned")
+    base = replace(base, digests=tuple(f"plain:{d}" for d in base.digests))
+    comparison = Comparison(base, aligned)
+    assert comparison.differs == ("model",), "the same answers, after prompts that are rendered otherwise"
+    assert comparison.identical.all()
+    assert "base and aligned have different chat templates" in comparison.warnings[0]
+    other = replace(base, target_ids=(np.append(base.target_ids[0], 7), *base.target_ids[1:]))
+    assert Comparison(other, aligned).differs == ("data", "model")
+    measured = replace(table.signals, space=replace(table.signals.space, template="plain"))
+    with pytest.raises(DataError, match=r"template: plain  \|  template"):
+        Comparison(measured, table.signals)
+
+
+def test_tables_that_were_only_read_may_not_differ_in_their_tokenizer():
+    one = only_read(random_table(Recipe(n=4)))
+    with pytest.raises(DataError, match=r"tokenizer: tokenizer  \|  other"):
+        Comparison(one, replace(one, space=replace(one.space, tokenizer="other")))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import Recipe, random_table, with_adam, with_scores
+from tables import Recipe, random_table, with_adam, with_scores, with_states
 
 from graddiag.errors import DataError
 from graddiag.signals import Block, PairProducts, Signals, digest_of
@@ -17,7 +17,7 @@ from graddiag.signals import Block, PairProducts, Signals, digest_of
 
 def same(a: Signals, b: Signals) -> bool:
     arrays = ("loss", "n_tokens", "length", "n_cut", "finite")
-    by_block = ("norms", "gradients", "reference_dot", "adam_dot", "adam_norm", "adam_step_norm")
+    by_block = ("norms", "gradients", "reference_dot", "adam_dot", "adam_norm", "adam_step_norm", "states")
     return (
         (a.ids, a.clusters, a.digests, a.space, a.provenance, a.reference, a.adam)
         == (b.ids, b.clusters, b.digests, b.space, b.provenance, b.reference, b.adam)
@@ -38,10 +38,11 @@ def same_scores(a: Signals, b: Signals) -> bool:
     )
 
 
-@given(cuts=st.lists(st.integers(0, 9), max_size=4), scores=st.booleans(), adam=st.booleans())
-def test_splitting_and_concatenating_is_the_identity(cuts, scores, adam):
+@given(cuts=st.lists(st.integers(0, 9), max_size=4), scores=st.booleans(), adam=st.booleans(), states=st.booleans())
+def test_splitting_and_concatenating_is_the_identity(cuts, scores, adam, states):
     table = random_table(Recipe(n=9))
     table = with_adam(table, random_table(name="safety")) if adam else table
+    table = with_states(table) if states else table
     table = (with_scores(table) if scores else table).signals
     borders = [0, *sorted(cuts), 9]
     parts = [table.take(range(a, b)) for a, b in pairwise(borders)]
@@ -83,6 +84,21 @@ def test_parts_with_and_without_token_scores_are_not_joined():
     table = random_table(Recipe(n=3))
     with pytest.raises(DataError, match="Some parts of the table have token_alignment and some have not"):
         Signals.concat([table.signals.take([0]), with_scores(table).signals.take([1])])
+
+
+def test_a_table_has_the_states_that_its_space_names_and_no_others():
+    table = with_states(random_table(Recipe(n=3))).signals
+    with pytest.raises(DataError, match=r"it has none, and 0/first:10, 3/last_prompt named"):
+        replace(table, states={})
+    with pytest.raises(DataError, match=r"states\[0/first:10\] has 2"):
+        replace(table, states={site: x[:2] for site, x in table.states.items()})
+
+
+def test_tables_with_states_of_other_sites_are_not_joined():
+    table = with_states(random_table(Recipe(n=3))).signals
+    other = with_states(random_table(Recipe(n=3)), ("0/first:10", "2/answer")).signals
+    with pytest.raises(DataError, match=r"states: 2 sites, only here: 3/last_prompt  \|  2 sites, only here: 2/answer"):
+        Signals.concat([table.take([0]), other.take([1])])
 
 
 def test_differences_of_spaces_show_both_sides():

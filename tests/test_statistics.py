@@ -15,6 +15,7 @@ from graddiag.statistics import (
     cluster_mean,
     cluster_sums,
     cosine,
+    difference_of_means,
     jackknife,
     mean,
     mean_difference,
@@ -131,3 +132,13 @@ def test_intervals_cover_the_truth_as_often_as_they_say_only_if_clusters_are_nam
 
 def test_only_finite_numbers_reach_json() -> None:
     assert [optional(x) for x in (math.nan, math.inf, -math.inf, 0.0)] == [None, None, None, 0.0]
+
+
+def test_the_difference_of_two_samples_of_single_rows_is_welchs() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0.3, 2.0, 11), rng.normal(size=7)
+    got = difference_of_means(first, np.arange(11), second, np.arange(7))
+    expected = stats.ttest_ind(first, second, equal_var=False)
+    ends = expected.confidence_interval()
+    assert (got.value, got.low, got.high) == pytest.approx((first.mean() - second.mean(), ends.low, ends.high))
+    assert got.p == pytest.approx(expected.pvalue)

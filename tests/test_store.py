@@ -10,7 +10,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from tables import Recipe, products_of, random_pair, random_table, with_adam, with_reference, with_scores
+from tables import (
+    Recipe,
+    only_read,
+    products_of,
+    random_pair,
+    random_table,
+    with_adam,
+    with_reference,
+    with_scores,
+    with_states,
+)
 from test_signals import same
 
 from graddiag import files, store
@@ -30,7 +40,8 @@ def write(path, table, borders):
 
 
 @pytest.mark.parametrize(
-    "more", [lambda table: table, with_scores, lambda t: with_adam(t, random_table(Recipe(n=4), name="safety"))]
+    "more",
+    [lambda table: table, with_scores, with_states, lambda t: with_adam(t, random_table(Recipe(n=4), name="safety"))],
 )
 def test_a_table_comes_back_as_it_was_in_the_order_of_its_set(tmp_path, more):
     safety = random_table(Recipe(n=4), name="safety")
@@ -54,6 +65,29 @@ def test_saved_signals_without_token_scores_are_not_served_where_these_are_asked
     store.save_signals(tmp_path, table.signals)
     with pytest.raises(DataError, match=r"token_scores: None  \|  True"):
         store.save_signals(tmp_path, with_scores(table).signals)
+
+
+def test_a_table_that_was_only_read_comes_back_as_it_was(tmp_path):
+    table = only_read(with_states(random_table(Recipe(n=5))))
+    write(tmp_path, table, [0, 2, 5])
+    assert same(store.read_signals(tmp_path), table)
+
+
+def test_states_at_other_sites_are_not_served(tmp_path):
+    store.save_signals(tmp_path, with_states(random_table(Recipe(n=3))).signals)
+    with pytest.raises(DataError, match=r"(?s)something else.*space\.states: 2 entries, .*1 entries, \['1/answer'\]"):
+        store.save_signals(tmp_path, with_states(random_table(Recipe(n=3)), ("1/answer",)).signals)
+
+
+def test_a_manifest_of_before_there_were_states_is_read_and_continued(tmp_path):
+    table = random_table(Recipe(n=4)).signals
+    write(tmp_path, table, [0, 2])
+    manifest = json.loads((tmp_path / store.MANIFEST).read_text())
+    del manifest["space"]["states"]
+    (tmp_path / store.MANIFEST).write_text(json.dumps(manifest))
+    assert store.prepare({tmp_path: manifest_of(table)}) == 1
+    store.commit(1, {tmp_path: table.take([2, 3])})
+    assert same(store.read_signals(tmp_path), table)
 
 
 def test_signals_of_another_optimizer_state_are_not_served(tmp_path):

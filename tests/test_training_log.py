@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> No
         begin_log(tmp_path / "file" / "run", {}, Limits())
 
 
-def test_the_keys_of_a_trainers_log_are_flat_always_there_and_of_one_vector() -> None:
+def test_the_keys_of_a_trainers_log_are_flat_and_of_one_vector() -> None:
     one = probe(
         10, [3.0, -1.0], gradient=Against({"a": 2.0, "b": -1.0}, {"a": 1.0, "b": 0.0}), seconds=0.5, step_seconds=2.0,
         safety_norms={"a": 3.0, "b": 4.0},
@@ -120,7 +120,13 @@ def test_the_keys_of_a_trainers_log_are_flat_always_there_and_of_one_vector() ->
     assert keys["graddiag/opposed_share"] == 0.5
     assert keys["graddiag/overhead"] == 0.25
     assert (keys["graddiag/alarms"], keys["graddiag/alarm/conflict"]) == (1, pytest.approx(3.5 / 3.0))
-    blind = log_keys(probe(0, [], update=None, predicted_change=None))
-    assert set(blind) == set(keys)
-    assert blind["graddiag/update_cosine"] is None
-    json.dumps(blind, allow_nan=False)
+
+
+def test_what_is_undefined_is_left_out_of_a_trainers_log_and_null_in_our_own_files() -> None:
+    blind = probe(0, [], update=None, predicted_change=None, safety_losses=np.array([math.nan, 0.5]))
+    left_out = set(log_keys(probe(0))) - set(log_keys(blind))
+    assert left_out == {
+        f"graddiag/{key}" for key in ("update_cosine", "predicted_change", "opposed_share", "cosine", "safety_loss/se")
+    }
+    assert all(math.isfinite(value) for value in log_keys(blind).values())
+    assert json.loads(to_line(blind))["safety_losses"] == [None, 0.5]

@@ -12,7 +12,8 @@ from scipy.special import ndtr
 
 STATES = 150  # of the Markov chain; twice as many change the probability of a false alarm by less than 1e-4 of 0.05
 ALONE = 0.99  # of the limit: as much as one probe can add
-HIGHEST = 60.0  # standard deviations; a limit above it stands for false alarms rarer than anyone can ask for
+LOWEST, HIGHEST = 1e-6, 60.0  # standard deviations; the limits that are tried, from nearly none to beyond all patience
+RAREST = 1e-9  # probability; below it, rounding of probabilities near 1 would decide
 
 
 def added(evidence: float, score: float, *, shift: float, limit: float) -> float:
@@ -34,9 +35,16 @@ def cusum_limit(false_alarms: float, horizon: int, shift: float) -> float:
 
     By the Markov chain of Brook and Evans (1972). Scores z that are only known to have `E exp(a z) <= exp(a^2 / 2)`
     reach a limit h with a probability of at most `horizon exp(-shift h)`: each start of a sum is a likelihood ratio of
-    mean 1 at most (Lorden 1971).
+    mean 1 at most (Lorden 1971). `false_alarms` lies between the two of `possible_false_alarms`.
     """
-    return float(brentq(lambda h: reached(h, horizon, shift) - false_alarms, 1e-6, HIGHEST, xtol=1e-6))
+    return float(brentq(lambda h: reached(h, horizon, shift) - false_alarms, LOWEST, HIGHEST, xtol=1e-6))
+
+
+@lru_cache
+def possible_false_alarms(horizon: int, shift: float) -> tuple[float, float]:
+    """The least and the largest probability of a false alarm within `horizon` probes that some limit gives: even the
+    lowest is not reached by scores that stay below `shift / 2`."""
+    return max(RAREST, reached(HIGHEST, horizon, shift)), reached(LOWEST, horizon, shift)
 
 
 def reached(limit: float, horizon: int, shift: float, *, states: int = STATES) -> float:

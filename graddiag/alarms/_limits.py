@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from graddiag.alarms._cusum import cusum_limit
+from graddiag.alarms._cusum import cusum_limit, possible_false_alarms
 from graddiag.errors import UsageError
 
 
@@ -71,6 +71,21 @@ class Limits:
         if self.shift == 0:
             raise UsageError(
                 f"shift is {self.shift}; choose the shift that is to be found soonest, in standard deviations."
+            )
+        self._check_rate()
+
+    def _check_rate(self) -> None:
+        """Raises UsageError where no sum of evidence is reached by chance as often as `false_alarms` says."""
+        low, high = possible_false_alarms(self.horizon, self.shift)
+        if low >= high:
+            raise UsageError(
+                f"shift is {self.shift} with horizon {self.horizon}: chance then reaches any limit of evidence in a "
+                f"share of about {high:.2g} of runs. Choose a shift nearer to 2, or another horizon."
+            )
+        if not low <= self.false_alarms <= high:
+            raise UsageError(
+                f"false_alarms is {self.false_alarms}; with horizon {self.horizon} and shift {self.shift} choose a "
+                f"number from about {low:.2g} to {high:.2g}, or another horizon or shift."
             )
 
     @property

@@ -3,13 +3,21 @@
 from graddiag.analyzers._alignment import Alignment, AlignmentScope, alignment
 from graddiag.analyzers._alignment_adam import AdamAlignment, alignment_adam
 from graddiag.analyzers._audit import Audit, audit
+from graddiag.analyzers._behaviour import AnswerChange, Behaviour, behaviour
 from graddiag.analyzers._blocks import BlockTests
 from graddiag.analyzers._conflict import Conflict, ConflictScope, conflict
+from graddiag.analyzers._direction import Direction, DirectionScope, direction
 from graddiag.analyzers._edit_change import EditChange, edit_change
 from graddiag.analyzers._framing import Framing, FramingScope, framing
 from graddiag.analyzers._loss_gap import LossGap, loss_gap
 from graddiag.analyzers._matrix import CosineMatrix, cosine_matrix
+from graddiag.analyzers._overlap_scope import SubspaceScope
+from graddiag.analyzers._refusal_direction import LayerRefusal, RefusalDirection, refusal_direction
+from graddiag.analyzers._refusal_score import RefusalScore, refusal_score
 from graddiag.analyzers._repeats import HeadlineResults, Repeats, repeats
+from graddiag.analyzers._retention import LayerRetention
+from graddiag.analyzers._spectrum import Shift, shift
+from graddiag.analyzers._subspace import SubspaceOverlap, subspace_overlap
 from graddiag.analyzers._tokens import MIN_COUNT, PairOnShow, Telling, Through, TokenView, token_view
 from graddiag.analyzers._training import Training, training
 
@@ -18,18 +26,29 @@ __all__ = [
     "AdamAlignment",
     "Alignment",
     "AlignmentScope",
+    "AnswerChange",
     "Audit",
+    "Behaviour",
     "BlockTests",
     "Conflict",
     "ConflictScope",
     "CosineMatrix",
+    "Direction",
+    "DirectionScope",
     "EditChange",
     "Framing",
     "FramingScope",
     "HeadlineResults",
+    "LayerRefusal",
+    "LayerRetention",
     "LossGap",
     "PairOnShow",
+    "RefusalDirection",
+    "RefusalScore",
     "Repeats",
+    "Shift",
+    "SubspaceOverlap",
+    "SubspaceScope",
     "Telling",
     "Through",
     "TokenView",
@@ -37,12 +56,18 @@ __all__ = [
     "alignment",
     "alignment_adam",
     "audit",
+    "behaviour",
     "conflict",
     "cosine_matrix",
+    "direction",
     "edit_change",
     "framing",
     "loss_gap",
+    "refusal_direction",
+    "refusal_score",
     "repeats",
+    "shift",
+    "subspace_overlap",
     "token_view",
     "training",
 ]

@@ -24,14 +24,8 @@ class Sample:
         `(||sum g||^2 - sum_c ||sum_{i in c} g_i||^2) / (n^2 - sum n_c^2)`, the mean product of rows in different
         clusters; NaN where that is not above zero, or no two rows are in different clusters.
         """
-        inside, at = self.gram.diagonal(), self.counts.astype(np.float64)
-        total, n = float(self.gram.sum()), float(at.sum())
-        without = total - 2 * self.gram.sum(axis=1) + inside
-        apart = np.append(total, without) - np.append(inside.sum(), inside.sum() - inside)
-        squares = (at**2).sum()
-        pairs = np.append(n, n - at) ** 2 - np.append(squares, squares - at**2)
-        out = np.full(len(apart), np.nan)
-        np.divide(apart, pairs, out=out, where=pairs > 0)
+        inside, squares = self.gram.diagonal(), (self.counts.astype(np.float64) ** 2).sum()
+        out = products_apart(self.gram, self.counts)
         least = ROUNDING * inside.sum() / squares if squares else math.nan
         return np.where(out > least, out, np.nan)
 
@@ -85,6 +79,24 @@ class TwoSamples:
             means = np.divide(total - sums, left, out=np.full(len(left), np.nan), where=left > 0) / others.sum()
             replicates.append(means / np.sqrt(own[1:]) / math.sqrt(other[0]))
         return jackknife_of_two(value, replicates[0], replicates[1], bounds=COSINE)
+
+
+def products_apart(products: Float[np.ndarray, "c c"], counts: Int[np.ndarray, " c"]) -> Float[np.ndarray, " d"]:
+    """Mean product of rows in different clusters, from the products of the sums of rows of each: with all clusters
+    (entry 0), then without each in turn; NaN where no two rows are in different clusters.
+
+    `products[c, k]` may be of two numbers of a row, one for c and another for k: the noise that a row has in both is
+    then in none of the products that count.
+    """
+    inside, at = products.diagonal(), counts.astype(np.float64)
+    total, n = float(products.sum()), float(at.sum())
+    without = total - products.sum(axis=1) - products.sum(axis=0) + inside
+    apart = np.append(total, without) - np.append(inside.sum(), inside.sum() - inside)
+    squares = (at**2).sum()
+    pairs = np.append(n, n - at) ** 2 - np.append(squares, squares - at**2)
+    out = np.full(len(apart), np.nan)
+    np.divide(apart, pairs, out=out, where=pairs > 0)
+    return out
 
 
 def places_apart(sums: Float[np.ndarray, "c d"], counts: Int[np.ndarray, " c"]) -> Float[np.ndarray, " d"]:

@@ -129,7 +129,7 @@ class MonitorCallback(TrainerCallback):
     def _log(self, probe: Probe, state: TrainerState, control: TrainerControl) -> None:
         self._logged = probe.step
         alarms = [a for a in self.alarms if a.step == probe.step]
-        keys = {k: v for k, v in log_keys(probe, alarms).items() if v is not None}
+        keys = log_keys(probe, alarms)
         if self._trainer is None:
             state.log_history.append({**keys, "epoch": state.epoch, "step": state.global_step})
             return

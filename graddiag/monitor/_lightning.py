@@ -88,8 +88,7 @@ class LightningMonitor(Callback):
         if monitor.probes and monitor.probes[-1].step != self._logged:
             probe = monitor.probes[-1]
             self._logged = probe.step
-            keys = log_keys(probe, [a for a in monitor.alarms if a.step == probe.step])
-            pl_module.log_dict({k: v for k, v in keys.items() if v is not None})
+            pl_module.log_dict(log_keys(probe, [a for a in monitor.alarms if a.step == probe.step]))
         trainer.should_stop |= monitor.should_stop
         if monitor.should_save:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"graddiag-step-{monitor.steps}.ckpt")

@@ -1,0 +1,79 @@
+"""The figure of early_warning.py: what the monitor saw above, what behaviour did below, a column for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from early_warning_findings import Run
+from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.6"  # Okabe and Ito
+STYLES = ("-", "--", ":", "-.")  # of seeds
+ROWS = (
+    "cosine with safety",
+    "safety loss of the monitor's rows,\nchange, nats/token",
+    "log-probability of held-out\nanswers, change, nats/token",
+)
+
+
+def draw(runs: Sequence[Run], title: str, target: Path) -> None:
+    """Writes target.svg and target.png."""
+    tasks = list(dict.fromkeys(r.task for r in runs))
+    figure, axes = plt.subplots(
+        3, len(tasks), figsize=(3.3 * len(tasks) + 1, 8), sharex=True, sharey="row", squeeze=False, layout="constrained"
+    )
+    for column, task in enumerate(tasks):
+        axes[0][column].set_title(task)
+        for run in (r for r in runs if r.task == task):
+            style = STYLES[run.seed % len(STYLES)]
+            _cosines(axes[0][column], run, style)
+            _losses(axes[1][column], run, style)
+            _behaviour(axes[2][column], run, style)
+        axes[2][column].set_xlabel("optimizer step")
+    for row, label in zip(axes, ROWS, strict=True):
+        row[0].set_ylabel(label)
+        row[0].legend(frameon=False, fontsize=8)
+    axes[0][0].set_ylim(-1, 1)
+    figure.suptitle(f"{title}; one line style a seed\ntriangle: first alarm; circle: behaviour beyond its error")
+    for form in ("svg", "png"):
+        figure.savefig(target.with_suffix(f".{form}"), dpi=130)
+    plt.close(figure)
+
+
+def _cosines(axes: Axes, run: Run, style: str) -> None:
+    steps = [p.step for p in run.looked]
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.plot(steps, [p.cosine for p in run.looked], style, color=BLUE, label=_once(run, "batch's gradient"))
+    axes.plot(steps, [p.update_cosine for p in run.looked], style, color=ORANGE, label=_once(run, "real update"))
+    if run.first_told is not None:
+        axes.plot([run.first_told], [-0.9], "^", color="black", markersize=7, clip_on=False)
+
+
+def _losses(axes: Axes, run: Run, style: str) -> None:
+    steps = [p.step for p in run.looked]
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.plot(steps, run.measured_rise, style, color=BLUE, label=_once(run, "measured"))
+    axes.plot(steps, run.predicted_rise, style, color=ORANGE, label=_once(run, "predicted, summed"))
+
+
+def _behaviour(axes: Axes, run: Run, style: str) -> None:
+    steps = [s.step for s in run.seen]
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    for kind, colour in (("safe", BLUE), ("harmful", ORANGE), ("benign", GREEN)):
+        changes = [run.change(kind, k) for k in range(len(steps))]
+        means = [m for m, _ in changes]
+        axes.plot(steps, means, style, color=colour, label=_once(run, f"{kind} answers"))
+        low, high = ([m + sign * e for m, e in changes] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        moved = run.moved(kind) if kind != "benign" else None
+        if moved is not None:
+            axes.plot([moved], [means[steps.index(moved)]], "o", color=colour, markersize=6)
+
+
+def _once(run: Run, label: str) -> str | None:
+    return label if run.seed == 0 else None

@@ -1,0 +1,207 @@
+"""Base, aligned and tuned model side by side: the whole path, from three models and some sets to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from graddiag.closing import answer_length
+from graddiag.data import ExampleSet
+from graddiag.encoding import EncodedSet, encode
+from graddiag.erosion_report import Eroded, report_erosion
+from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
+from graddiag.erosion_setting import (
+    ALIGNED,
+    FIRST,
+    PROMPT,
+    TUNED,
+    ErosionSetting,
+    save_setting,
+    table_folder,
+)
+from graddiag.errors import DataError
+from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE
+from graddiag.files import disk_named
+from graddiag.model_set import Turn, model_set
+from graddiag.openings import COMPLYING, REFUSING
+from graddiag.preparation import model_name
+from graddiag.reading import Reader, reader, reading_notes
+from graddiag.saved_states import store_states
+from graddiag.signals import Space, check_same_space
+
+
+def erode(
+    *,
+    aligned: str | Path,
+    tuned: str | Path,
+    base: str | Path | None = None,
+    left: Given = "insecure",
+    right: Given = "educational",
+    harmful: Given = "insecure",
+    benign: Given = "benign",
+    safety: Given = "safety",
+    controls: Mapping[str, Given] | None = None,
+    refusing: str = REFUSING,
+    complying: str = COMPLYING,
+    layers: Sequence[int] | None = None,
+    k: int | None = None,
+    lend_template: bool = False,
+    revisions: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+    limit: int | None = None,
+    max_length: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    skip_bad_rows: bool = False,
+    max_nonfinite: float = MAX_NONFINITE,
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    figures: bool = True,
+    quiet: bool = True,
+    command: str = "",
+) -> Eroded:
+    """What fine-tuning did to an aligned model, on given sets: behaviour, refusals, alignment direction, shared
+    dimension, each with its control.
+
+    Models are names, folders or hub ids, adapters too; they are loaded one after the other. `harmful` are answers that
+    should not be given, `benign` harmless ones, their control; `controls` are further harmless sets (None: `secure`
+    where `harmful` is the built-in `insecure`, which has the same requests). The prompts of `safety` are the harmful
+    requests of the refusal score, which compares the openings `refusing` and `complying`. `left` and `right` are the
+    sets whose shifts are compared. A set that is None is left out, and with it what needs it; without `base` there is
+    no alignment direction. `layers` are those whose states are read (all by default), `k` the components of a subspace
+    (None: counted). `lend_template` gives the base the aligned model's tokenizer and chat template; `revisions` of hub
+    ids are by role.
+
+    Losses and states of every set are saved in `out`, in MODEL-SET folders; the same call again continues an
+    interrupted run. Raises UsageError, DataError or ResourceError with what to do, before anything long where the input
+    shows it.
+    """
+    given = {"left": left, "right": right, "harmful": harmful, "benign": benign, "safety": safety}
+    sets = read_erosion_sets(
+        given, controls, openings=(refusing, complying), k=k, limit=limit, skip_bad_rows=skip_bad_rows
+    )
+    models = model_set(
+        base=base,
+        aligned=aligned,
+        tuned=tuned,
+        lend_template=lend_template,
+        trust_remote_code=trust_remote_code,
+        revisions=revisions,
+        dtype=dtype,
+        device=device,
+    )
+    folder = Path(out) if out else default_folder(aligned, tuned)
+    length = max_length or models.max_length
+    reading = _Reading(sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet)
+    models.visit(reading.read)
+    setting = ErosionSetting(
+        models={role: reading.names[role] for role in models.models},
+        parts=sets.parts,
+        controls=sets.controls,
+        openings=(refusing, complying) if sets.opened else ("", ""),
+        ending=reading.ending,
+        k=k,
+        seed=seed,
+        notes=tuple(dict.fromkeys((*sets.notes, *reading.notes))),
+        command=command,
+    )
+    with disk_named(folder):
+        save_setting(folder, setting)
+    return report_erosion(folder, figures=figures)
+
+
+def default_folder(aligned: str | Path, tuned: str | Path) -> Path:
+    """Where a run goes if nobody says otherwise."""
+    name = f"erosion-{Path(aligned).name}-{Path(tuned).name}"
+    return Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
+
+
+@dataclass
+class _Reading:
+    """Every set read under one model after the other; what must be known of it gathers here."""
+
+    sets: ErosionSets
+    folder: Path
+    layers: Sequence[int] | None
+    max_length: int | None
+    batch_tokens: int
+    max_nonfinite: float
+    skip_bad_rows: bool
+    overwrite: bool
+    quiet: bool
+    names: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    endings: dict[str, int] = field(default_factory=dict)
+    space: Space | None = None
+
+    def read(self, turn: Turn) -> None:
+        """All sets under one model, saved. Raises DataError where a row cannot be encoded before any is read."""
+        self.names[turn.role] = model_name(turn.name)
+        whole = self._reader(turn, (FIRST, PROMPT))
+        self._check_space(whole)
+        losses = self._reader(turn, ())
+        rows = [(whole, self._encoded(s, turn.tokenizer, whole)) for s in self.sets.own]
+        openings = [(losses, self._encoded(s, turn.tokenizer, losses)) for s in self.sets.opened]
+        if openings:
+            self.endings[turn.role] = _ending([e for _, e in openings], losses)
+            self._check_endings()
+        for of, one in (*rows, *openings):
+            self._store(of, one, turn.role)
+
+    def _check_space(self, of: Reader) -> None:
+        """Raises DataError where this model's tables could not be compared with the first one's; a base may have a chat
+        template of its own."""
+        self.space = self.space or of.space
+        first, last = next(iter(self.names)), next(reversed(self.names))
+        own = replace(of.space, template=self.space.template)
+        check_same_space(self.space, own, f"The {first} model's tables", f"the {last} model's")
+
+    def _store(self, of: Reader, one: EncodedSet, role: str) -> None:
+        table = store_states(
+            of,
+            one,
+            table_folder(self.folder, role, one.name),
+            batch_tokens=self.batch_tokens,
+            overwrite=self.overwrite,
+            quiet=self.quiet,
+            max_nonfinite=self.max_nonfinite,
+        )
+        self.notes += [*one.notes, *reading_notes(of, one), *table.warnings]
+
+    def _reader(self, turn: Turn, positions: tuple[str, ...]) -> Reader:
+        return reader(
+            turn.model,
+            turn.tokenizer,
+            layers=self.layers,
+            positions=positions,
+            max_length=self.max_length,
+            name=model_name(turn.name),
+        )
+
+    def _encoded(self, one: ExampleSet, tokenizer: PreTrainedTokenizerBase, of: Reader) -> EncodedSet:
+        return encode(one, tokenizer, max_length=of.space.max_length, skip_bad_rows=self.skip_bad_rows)
+
+    def _check_endings(self) -> None:
+        known = {self.endings[r] for r in (TUNED, ALIGNED) if r in self.endings}
+        if len(known) > 1:
+            raise DataError(
+                f"The chat templates of the aligned and the tuned model print {self.endings[ALIGNED]} and "
+                f"{self.endings[TUNED]} tokens behind an answer: openings cannot be compared. Give both models one "
+                "chat template."
+            )
+
+    @property
+    def ending(self) -> int | None:
+        """How many tokens the template prints behind an opening; None where no openings were read."""
+        return self.endings.get(ALIGNED)
+
+
+def _ending(openings: Sequence[EncodedSet], of: Reader) -> int:
+    """Tokens behind an opening that are the template's; 0 where they cannot be told apart from it."""
+    rows = [r for one in openings for r in one.rows]
+    return len(of.closing) if all(answer_length(r, of.closing) is not None for r in rows) else 0

@@ -1,0 +1,176 @@
+"""Which word a difference between an aligned and a tuned model may be given: two tables, here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from graddiag.rules import ALPHA
+from graddiag.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A change with its controls, turned so that above 0 is away from the aligned model; NaN is undefined.
+
+    `own` is the change on harmful rows alone, `beyond` what it is beyond each control (empty: there was none).
+    `random_p` is the share of random directions along which as large a change goes, 0 where the question has no such
+    null.
+    """
+
+    own: Estimate
+    beyond: tuple[Estimate, ...] = ()
+    random_p: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An overlap of two subspaces, with its p under matchings by chance, and what it is beyond that of each control."""
+
+    overlap: float
+    p: float
+    beyond: tuple[Estimate, ...] = ()
+
+
+@dataclass(frozen=True)
+class MovedRule:
+    """A word for a change, when it is used and what it means; the first rule that holds gives the word."""
+
+    word: str
+    when: str
+    means: str
+    holds: Callable[[Moved], bool]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class SharedRule:
+    """A word for an overlap, when it is used and what it means; the first rule that holds gives the word."""
+
+    word: str
+    when: str
+    means: str
+    holds: Callable[[Shared], bool]
+    remark: str = ""
+
+
+MOVED_RULES = (
+    MovedRule(
+        "not measurable",
+        "the change on harmful rows, or its interval, is undefined",
+        "nothing is claimed",
+        lambda m: _unknown(m.own),
+    ),
+    MovedRule(
+        "no control",
+        "the same on harmless rows is not there, or undefined",
+        "fine-tuning on anything may do as much: nothing is claimed",
+        lambda m: not m.beyond or any(_unknown(e) for e in m.beyond),
+    ),
+    MovedRule(
+        "no difference found",
+        f"the 95 % interval of the change on harmful rows includes 0, or its p is {ALPHA} or more",
+        "neither a change nor its absence is shown",
+        lambda m: not _apart(m.own),
+    ),
+    MovedRule(
+        "no difference found",
+        f"the interval of what it is beyond some control includes 0, or that p is {ALPHA} or more",
+        "harmless rows move alike: the change is not special to harm",
+        lambda m: not all(_apart(e) for e in m.beyond),
+        "the control moves alike",
+    ),
+    MovedRule(
+        "no difference found",
+        f"{ALPHA:.0%} or more of random directions do as much",
+        "the change is no larger along this direction than along any other",
+        lambda m: not m.random_p < ALPHA,
+        "random directions do as much",
+    ),
+    MovedRule(
+        "eroded",
+        "the change on harmful rows is away from the aligned model, and larger than on every control",
+        "on these rows the tuned model is less like the aligned one, and not as a whole; other rows, or another kind "
+        "of control, may say otherwise",
+        lambda m: m.own.low > 0 and all(e.low > 0 for e in m.beyond),
+    ),
+    MovedRule(
+        "strengthened",
+        "the change on harmful rows is the other way, and further than on every control",
+        "on these rows the tuned model is further along than the aligned one",
+        lambda m: m.own.high < 0 and all(e.high < 0 for e in m.beyond),
+    ),
+    MovedRule(
+        "moved less than the control",
+        "the change on harmful rows and what it is beyond some control have opposite signs",
+        "harmless rows move further the same way: no erosion is shown",
+        lambda m: True,
+    ),
+)
+
+SHARED_RULES = (
+    SharedRule(
+        "not measurable",
+        "the overlap or its p is undefined, such as where a set has no component",
+        "nothing is claimed",
+        lambda s: math.isnan(s.overlap) or math.isnan(s.p),
+    ),
+    SharedRule(
+        "no more than chance",
+        f"matchings of the two models' rows by chance overlap as much: p is {ALPHA} or more",
+        "no shared dimension is shown",
+        lambda s: not s.p < ALPHA,
+    ),
+    SharedRule(
+        "no control",
+        "no harmless set was compared, or what the overlap is beyond its own is undefined",
+        "the two sets move along the same directions, as any two sets may",
+        lambda s: not s.beyond or any(_unknown(e) for e in s.beyond),
+    ),
+    SharedRule(
+        "as with harmless rows",
+        f"the interval of what the overlap is beyond that of some control is not above 0, or that p is {ALPHA} or more",
+        "the two sets move along the same directions, and harmless rows do too",
+        lambda s: not all(e.low > 0 and _apart(e) for e in s.beyond),
+    ),
+    SharedRule(
+        "shared",
+        f"p is below {ALPHA}, and the overlap is larger than that of every control",
+        "the two sets move along the same directions, more than the controls do",
+        lambda s: True,
+    ),
+)
+
+
+def judge_move(moved: Moved) -> MovedRule:
+    """The first rule that holds; the last one always does."""
+    return next(rule for rule in MOVED_RULES if rule.holds(moved))
+
+
+def judge_overlap(shared: Shared) -> SharedRule:
+    """The first rule that holds; the last one always does."""
+    return next(rule for rule in SHARED_RULES if rule.holds(shared))
+
+
+def turned(e: Estimate) -> Estimate:
+    """The number with the other sign."""
+    return replace(e, value=-e.value, low=-e.high, high=-e.low)
+
+
+def worst_layer(estimates: Iterable[tuple[int, Estimate]]) -> tuple[int, Estimate] | None:
+    """The layer with the smallest p, p times the number of layers that were asked (Bonferroni); None without a p."""
+    known = [(k, e) for k, e in estimates if math.isfinite(e.p)]
+    if not known:
+        return None
+    layer, e = min(known, key=lambda found: found[1].p)
+    return layer, replace(e, p=min(1.0, e.p * len(known)))
+
+
+def _unknown(e: Estimate) -> bool:
+    return any(math.isnan(v) for v in (e.value, e.low, e.high))
+
+
+def _apart(e: Estimate) -> bool:
+    """Whether 0 is outside the interval and, where there is a p, that is small."""
+    return not e.low <= 0 <= e.high and not e.p >= ALPHA

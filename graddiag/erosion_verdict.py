@@ -1,0 +1,176 @@
+"""What three models show, in words: one line per question, then what the numbers do not show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from graddiag.analyzers import Direction, LayerRetention, RefusalDirection, SubspaceOverlap
+from graddiag.erosion_findings import Erosion, Refusals
+from graddiag.erosion_rules import Moved, Shared, judge_move, judge_overlap, turned, worst_layer
+from graddiag.erosion_setting import ALIGNED, BASE, TUNED
+from graddiag.rules import FEW_CLUSTERS
+from graddiag.statistics import Estimate
+from graddiag.text import chance, interval, visible
+
+NAME_LENGTH = 32  # characters of a name in a line
+_UNDEFINED = Estimate(math.nan)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question with the word that the rules give, the numbers behind it, and a remark where the word needs one."""
+
+    question: str
+    word: str
+    numbers: str
+    remark: str = ""
+
+    @property
+    def line(self) -> str:
+        """As one sentence."""
+        inside = "; ".join(x for x in (self.numbers, self.remark) if x)
+        return f"{self.question}: {self.word} ({inside})." if inside else f"{self.question}: {self.word}."
+
+
+def answers(found: Erosion) -> tuple[Answer, ...]:
+    """The questions that the models and sets of the run allow, each with its word."""
+    out = [_behaviour(found)] if found.behaviour else []
+    out += [_refusals(found.refusals)] if found.refusals else []
+    out += [_retention(found.direction), _depth(found.direction)] if found.direction else []
+    out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
+    out += [_subspace(found.subspace)] if found.subspace else []
+    return tuple(out)
+
+
+def erosion_verdict(found: Erosion) -> list[str]:
+    """What was compared, one line per question, and limits; brackets hold 95 % intervals."""
+    return [_first(found), *(a.line for a in answers(found)), *_limits(found)]
+
+
+def _first(found: Erosion) -> str:
+    models = {role: _name(name) for role, name in found.setting.models.items()}
+    base = f"; base: {models[BASE]}" if BASE in models else ""
+    parts = ", ".join(f"{part} = {_name(name)}" for part, name in found.setting.parts.items()) or "none"
+    return f"{models[TUNED]} (tuned) against {models[ALIGNED]} (aligned){base}. Sets: {parts}."
+
+
+def _behaviour(found: Erosion) -> Answer:
+    assert found.behaviour is not None
+    b = found.behaviour
+    others = {name: one.interaction for name, one in found.beside.items()}
+    moved = Moved(b.harmful.change, (b.interaction, *others.values()))
+    beside = "".join(f", than of {_name(name)} {_shown(e)}" for name, e in others.items())
+    numbers = (
+        f"log-probability of harmful answers {_interval(b.harmful.change)} nats/token, of {_name(b.benign.name)} "
+        f"{_interval(b.benign.change)}; harmful more than of {_name(b.benign.name)} {_shown(b.interaction)}{beside}"
+    )
+    return _answer(f"Harmful answers ({_name(b.harmful.name)}) are more likely", moved, numbers)
+
+
+def _refusals(found: Refusals) -> Answer:
+    change = found.harmful.change
+    moved = Moved(turned(change), () if found.benign is None else (turned(found.beyond),))
+    numbers = f"log-odds of refusing changed by {_shown(change, 'nats')}"
+    if found.benign is not None:
+        numbers += f", after harmless requests by {_interval(found.benign.change)}; beyond that {_shown(found.beyond)}"
+    return _answer("Harmful requests are refused less", moved, numbers)
+
+
+def _retention(found: Direction) -> Answer:
+    question = "The alignment direction is lost"
+    by_layer = {at.layer: at for at in found.whole.layers}
+    worst = worst_layer((layer, e) for layer, e in zip(by_layer, found.contrast, strict=True))
+    if worst is None:
+        return _answer(question, _without_control(found), _measurable(found))
+    layer, beyond = worst
+    at = by_layer[layer]
+    moved = Moved(_lost(at), (turned(beyond),), at.random_p)
+    numbers = (
+        f"retention {_interval(at.retention)} at layer {layer}, minus that on {_name(_control(found))} "
+        f"{_shown(beyond)} over layers; {chance(at.random_p)} against random directions; {_measurable(found)}"
+    )
+    return _answer(question, moved, numbers)
+
+
+def _without_control(found: Direction) -> Moved:
+    """The least retention that has an interval, where there is nothing to compare it with."""
+    known = [_lost(at) for at in found.whole.layers if math.isfinite(at.retention.low)]
+    return Moved(max(known, key=lambda e: e.value, default=_UNDEFINED))
+
+
+def _lost(at: LayerRetention) -> Estimate:
+    e = turned(at.retention)
+    return replace(e, value=1 + e.value, low=1 + e.low, high=1 + e.high)
+
+
+def _measurable(found: Direction) -> str:
+    n = sum(math.isfinite(at.retention.value) for at in found.whole.layers)
+    return f"measurable in {n} of {len(found.whole.layers)} layers"
+
+
+def _control(found: Direction) -> str:
+    return found.control.name if found.control else "nothing"
+
+
+def _depth(found: Direction) -> Answer:
+    beyond = () if found.control is None else (turned(found.depth_trend),)
+    numbers = f"slope of retention {_interval(found.whole.slope)} per layer"
+    if found.control is not None:
+        numbers += f", beyond that on {_name(found.control.name)} {_shown(found.depth_trend)}"
+    return _answer("That loss grows with depth", Moved(turned(found.whole.slope), beyond), numbers)
+
+
+def _refusal_direction(found: RefusalDirection) -> Answer:
+    question = "Harmful and harmless prompts lie closer along the refusal direction"
+    worst = worst_layer((at.layer, at.drift) for at in found.layers)
+    if worst is None:
+        return _answer(question, Moved(_UNDEFINED), f"in none of {len(found.layers)} layers")
+    layer, drift = worst
+    at = next(r for r in found.layers if r.layer == layer)
+    numbers = (
+        f"drift {_shown(drift)} over layers at layer {layer}, where harmful prompts moved {_interval(at.harmful)} and "
+        f"harmless ones {_interval(at.harmless)}; cosine of the two directions {_interval(at.cosine)}"
+    )
+    return _answer(question, Moved(turned(drift), (turned(drift),)), numbers)
+
+
+def _subspace(found: SubspaceOverlap) -> Answer:
+    scope = found.overall
+    rule = judge_overlap(
+        Shared(scope.overlap.value, scope.matching.p, tuple(c.beyond for c in scope.controls.values()))
+    )
+    numbers = f"overlap {_interval(scope.overlap)}, under chance matchings {scope.matching.mean:.2f}"
+    numbers += f", {chance(scope.matching.p)}"
+    for name, c in scope.controls.items():
+        numbers += f"; beyond that of {_name(name)} {_shown(c.beyond)}"
+    a, b = (_name(n) for n in found.names)
+    return Answer(f"{a} and {b} move along the same directions", rule.word, numbers, rule.remark)
+
+
+def _answer(question: str, moved: Moved, numbers: str) -> Answer:
+    rule = judge_move(moved)
+    return Answer(question, rule.word, numbers, rule.remark)
+
+
+def _limits(found: Erosion) -> list[str]:
+    said = []
+    clusters = [b.clusters for b in (found.behaviour.harmful, found.behaviour.benign)] if found.behaviour else []
+    counts = [len(set(c.tolist())) for c in clusters]
+    if counts and min(counts) < FEW_CLUSTERS:
+        said.append(f"Few clusters ({min(counts)}): intervals and p are rough.")
+    if BASE not in found.setting.models:
+        said.append("No base model: nothing is said about the alignment direction.")
+    return [*said, "All given these rows. No difference found is not none; nothing here judges generated answers."]
+
+
+def _shown(e: Estimate, unit: str = "") -> str:
+    return f"{_interval(e)}{unit and ' '}{unit}, {chance(e.p)}"
+
+
+def _interval(e: Estimate) -> str:
+    return interval(e.value, e.low, e.high)
+
+
+def _name(name: str) -> str:
+    return visible(name, limit=NAME_LENGTH)

@@ -1,0 +1,101 @@
+"""The weights of a model by name, one tensor at a time: of a loaded model, adapters merged on the way, or a mapping."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from graddiag.errors import DataError
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+Weights = nn.Module | Mapping[str, Tensor]
+
+_ADAPTER_ROOT, _ADAPTER_BASE = "base_model.model.", ".base_layer"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: its shape, and its values once they are asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def weight_entries(source: Weights, role: str) -> dict[str, Entry]:
+    """The parameters of a model, by the name that they have without an adapter, in its order; tied ones once.
+
+    A PEFT adapter counts as merged: the values of a layer are read off a copy of that one layer into which the active
+    adapters were merged. The model itself stays as it is. Of a mapping, values are asked for one at a time, so it may
+    load them. Raises DataError for a mapping with an adapter's tensors, which cannot be merged without its settings.
+    """
+    if isinstance(source, nn.Module):
+        return _of_model(source)
+    unmerged = [k for k in source if _ADAPTER_BASE in k or k.startswith(_ADAPTER_ROOT) or ".lora_" in k]
+    if unmerged:
+        raise DataError(
+            f"The weights of the {role} model hold an adapter that is not merged ({unmerged[0]!r}). Give the loaded "
+            "model instead of its state dict, or merge the adapter."
+        )
+    return {k: Entry(tuple(v.shape), partial(source.__getitem__, k)) for k, v in source.items()}
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what an adapter around the model adds to it."""
+    return name.removeprefix(_ADAPTER_ROOT).replace(f"{_ADAPTER_BASE}.", ".")
+
+
+def _of_model(model: nn.Module) -> dict[str, Entry]:
+    peft = sys.modules.get("peft")  # who has a PeftModel has imported it
+    plain = model.get_base_model() if peft is not None and isinstance(model, peft.PeftModel) else model
+    out: dict[str, Entry] = {}
+    seen: set[int] = set()
+    for name, parameter, read in _walk(plain, ""):
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            out[name] = Entry(tuple(parameter.shape), read)
+    return out
+
+
+def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter, Callable[[], Tensor]]]:
+    """Name, parameter and how to read it, in the order of the model; what an adapter adds is walked past."""
+    tuners, wrappers = sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other")
+    if wrappers is not None and isinstance(module, wrappers.ModulesToSaveWrapper):
+        trained = module.active_adapters and not module.disable_adapters
+        inner = module.modules_to_save[module.active_adapters[0]] if trained else module.original_module
+        yield from _walk(inner, prefix)
+    elif tuners is not None and isinstance(module, tuners.BaseTunerLayer):
+        for name, parameter in module.get_base_layer().named_parameters(recurse=False):
+            yield prefix + name, parameter, partial(_merged, module, name)
+    else:
+        for name, parameter in module.named_parameters(recurse=False):
+            yield prefix + name, parameter, partial(_itself, parameter)
+        for name, child in module.named_children():
+            yield from _walk(child, f"{prefix}{name}.")
+
+
+def _itself(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach()
+
+
+def _merged(layer: BaseTunerLayer, name: str) -> Tensor:
+    """A parameter of the layer under the adapter, the active ones merged into a copy; as it is where they are off."""
+    with torch.no_grad():
+        if layer.disable_adapters:
+            return _base_parameter(layer, name)
+        own = copy.deepcopy(layer)
+        own.merge()
+        return _base_parameter(own, name)
+
+
+def _base_parameter(layer: BaseTunerLayer, name: str) -> Tensor:
+    base: nn.Module = layer.get_base_layer()
+    return base.get_parameter(name).detach()

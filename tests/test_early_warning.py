@@ -1,0 +1,118 @@
+"""Alarms against behaviour: the experiment, in short, on tiny, and its arithmetic on runs made up for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from early_warning_findings import Looked, Run, Seen, Told, run_of, table
+from early_warning_rows import BYTES, LEAST_TARGETS, TASKS, Rows, read_rows
+
+from graddiag.data import read_set
+from graddiag.files import read_json
+from graddiag.models import load_model
+
+early_warning = pytest.importorskip("early_warning", reason="adapters need peft")
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return read_rows(load_model("tiny", device="cpu")[1], None, BYTES, monitor=10, held_out=12)
+
+
+def run(*, safe: tuple[float, ...], harmful: tuple[float, ...], told: tuple[Told, ...] = ()) -> Run:
+    """Two answers of each kind, whose log-probabilities change by these means, 0.1 more and less; benign stays."""
+    seen = [
+        Seen(4 * k, (a - 1.1, a - 0.9), (b - 3.1, b - 2.9), (-2.0, -2.0))
+        for k, (a, b) in enumerate(zip(safe, harmful, strict=True))
+    ]
+    spread = [replace(s, safe=(s.safe[0] - 0.1 * k, s.safe[1] + 0.1 * k)) for k, s in enumerate(seen)]
+    looked = [Looked(s.step, 0.1, 0.2, 0.01, (-s.safe[0], -s.safe[1])) for s in spread[:-1]]
+    return Run("insecure", 0, tuple(spread), tuple(looked), told)
+
+
+def test_no_example_is_in_two_places(rows: Rows) -> None:
+    safe = [{r.digest for r in part} for part in (rows.alignment, rows.held_out["safe"])]
+    assert not safe[0] & safe[1]
+    ids = [{r.id for r in rows.alignment}, {str(e["id"]) for e in rows.monitor}, {r.id for r in rows.held_out["safe"]}]
+    assert len(set.union(*ids)) == sum(map(len, ids))
+    assert not {r.id for r in rows.held_out["benign"]} & {r.id for r in rows.tasks["benign"]}
+    assert {r.id for r in rows.held_out["harmful"]} <= ids[2]
+
+
+def test_each_task_has_rows_with_enough_to_learn_and_pairs_stay_pairs(rows: Rows) -> None:
+    assert set(rows.tasks) == set(TASKS)
+    assert [r.id for r in rows.tasks["insecure"]] == [r.id for r in rows.tasks["educational"]]
+    for found in rows.tasks.values():
+        assert len(found) >= 40
+        assert all(r.n_targets >= LEAST_TARGETS and len(r.tokens) <= BYTES.task for r in found)
+
+
+def test_real_sets_where_they_are_there(real_data: Path) -> None:
+    tokenizer = load_model("tiny", device="cpu")[1]
+    harmful = read_rows(tokenizer, real_data, BYTES, monitor=3, held_out=5).held_out["harmful"]
+    known = {e.id for e in read_set(real_data / "hh_rejected.jsonl").examples}
+    assert len(harmful) == 5
+    assert {r.id for r in harmful} <= known
+    assert all(r.n_cut == 0 for r in harmful)
+
+
+def test_behaviour_moves_where_its_paired_change_is_beyond_two_errors_in_the_direction_of_harm() -> None:
+    """The safe answers' changes of -0.1, -0.3, -0.9 have errors of 0.1, 0.2, 0.3; harmful ones move as one."""
+    moved = run(safe=(0.0, -0.1, -0.3, -0.9), harmful=(0.0, 0.0, -0.5, 0.01))
+    assert moved.change("safe", 2) == pytest.approx((-0.3, 0.2))
+    assert moved.moved("safe") == 12
+    assert moved.moved("harmful") == 12
+    assert run(safe=(0.0, 1.0, 2.0, 9.0), harmful=(0.0, -1.0, -1.0, -2.0)).first_moved is None
+
+
+def test_harmful_answers_that_become_likelier_no_more_than_benign_ones_are_not_beyond_them() -> None:
+    one = run(safe=(0.0, 0.0, 0.0), harmful=(0.0, 0.2, 0.4))
+    alike = replace(one, seen=tuple(replace(s, benign=tuple(h + 1.0 for h in s.harmful)) for s in one.seen))
+    assert (one.moved("harmful"), one.beyond_benign) == (4, 4)
+    assert (alike.moved("harmful"), alike.beyond_benign) == (4, None)
+
+
+@pytest.mark.parametrize(("told", "lead"), [((4, 0), 8), ((8,), 0), ((), None)])
+def test_the_lead_is_from_the_first_alarm_to_the_first_change(told: tuple[int, ...], lead: int | None) -> None:
+    one = run(safe=(0.0, 0.0, 0.0), harmful=(0.0, 0.0, 0.3), told=tuple(Told(s, "conflict") for s in told))
+    assert one.lead == lead
+
+
+def test_each_prediction_stands_for_the_steps_until_the_next_probe() -> None:
+    one = run(safe=(0.0, -0.1, -0.2, -0.3), harmful=(0.0,) * 4)
+    assert one.predicted_rise == pytest.approx([0.0, 0.04, 0.08])
+    assert one.measured_rise == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_runs_are_made_once_kept_equal_and_made_again_under_other_settings(tmp_path: Path) -> None:
+    settings = early_warning.Settings(
+        model="tiny", data="built-in sets", cut=BYTES, monitor=2, held_out=2, batch=2, steps=3, every=2, rank=2,
+        rate=1e-3, alignment_steps=1, alignment_rate=1e-3,
+    )  # fmt: skip
+    (whole,) = early_warning.all_runs(early_warning.bench(settings, None, tmp_path / "a"), ["secure"], 1)
+    assert [s.step for s in whole.seen] == [0, 2, 3]
+    assert [p.step for p in whole.looked] == [0, 2]
+    assert whole.seen[0].safe != whole.seen[-1].safe
+    kept = tmp_path / "a" / "secure-0.json"
+    written = kept.stat().st_mtime_ns
+    on = early_warning.bench(settings, None, tmp_path / "a")
+    assert early_warning.all_runs(on, ["secure"], 1) == [whole]
+    assert kept.stat().st_mtime_ns == written
+    kept.unlink()  # as if interrupted: its alignment and its log are there
+    assert early_warning.all_runs(on, ["secure"], 1) == [whole]
+    early_warning.all_runs(replace(on, settings=replace(settings, rate=2e-3)), ["secure"], 1)
+    assert kept.stat().st_mtime_ns != written
+    again = run_of(read_json(kept))
+    assert again.seen[0] == whole.seen[0]
+    assert again.seen[-1] != whole.seen[-1]
+
+
+def test_the_table_has_a_line_per_run_and_says_what_did_not_come() -> None:
+    alarmed = run(safe=(0.0, 0.0), harmful=(0.0, 0.3), told=(Told(0, "drift"), Told(0, "culprits"), Told(4, "drift")))
+    head, first, second = table([alarmed, run(safe=(0.0, 0.0), harmful=(0.0, 0.0))])
+    assert head.startswith("task | seed | first alarms")
+    assert "drift@0" in first
+    assert "drift@4" not in first
+    assert "none | - | - | - | -" in second

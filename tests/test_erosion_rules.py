@@ -1,0 +1,102 @@
+"""Words of a run of three models: a claim needs its interval, its p and every control."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from graddiag.erosion_rules import (
+    MOVED_RULES,
+    SHARED_RULES,
+    Moved,
+    Shared,
+    judge_move,
+    judge_overlap,
+    turned,
+    worst_layer,
+)
+from graddiag.statistics import Estimate
+
+UP, DOWN = Estimate(1.0, 0.5, 1.5, 0.01), Estimate(-1.0, -1.5, -0.5, 0.01)
+NEAR = Estimate(0.1, -0.2, 0.4, 0.5)
+NONE, NO_INTERVAL = Estimate(math.nan), Estimate(1.0)
+ALL = (UP, DOWN, NEAR, NONE, NO_INTERVAL)
+
+
+def test_eroded_needs_the_harmful_rows_and_every_control():
+    assert judge_move(Moved(UP, (UP, UP))).word == "eroded"
+    for own, first, second in product(ALL, repeat=3):
+        word = judge_move(Moved(own, (first, second))).word
+        assert (word == "eroded") == ([own, first, second] == [UP] * 3)
+
+
+def test_without_a_control_nothing_is_claimed():
+    assert judge_move(Moved(UP)).word == "no control"
+    assert judge_move(Moved(UP, (UP, NO_INTERVAL))).word == "no control"
+
+
+@pytest.mark.parametrize(
+    ("moved", "word"),
+    [
+        (Moved(NONE, (UP,)), "not measurable"),
+        (Moved(NO_INTERVAL, (UP,)), "not measurable"),
+        (Moved(NEAR, (UP,)), "no difference found"),
+        (Moved(replace(UP, p=0.2), (UP,)), "no difference found"),
+        (Moved(UP, (NEAR,)), "no difference found"),
+        (Moved(UP, (replace(UP, p=0.2),)), "no difference found"),
+        (Moved(UP, (UP,), random_p=0.3), "no difference found"),
+        (Moved(UP, (UP,), random_p=math.nan), "no difference found"),
+        (Moved(Estimate(0.0, 0.0, 0.0, 1.0), (Estimate(0.0, 0.0, 0.0, 1.0),)), "no difference found"),
+        (Moved(DOWN, (DOWN, DOWN)), "strengthened"),
+        (Moved(UP, (DOWN,)), "moved less than the control"),
+        (Moved(UP, (UP, DOWN)), "moved less than the control"),
+        (Moved(DOWN, (UP,)), "moved less than the control"),
+    ],
+)
+def test_the_word_of_a_change(moved, word):
+    assert judge_move(moved).word == word
+
+
+@pytest.mark.parametrize(
+    ("shared", "word"),
+    [
+        (Shared(0.9, 0.005, (UP, UP)), "shared"),
+        (Shared(0.9, 0.005), "no control"),
+        (Shared(0.9, 0.005, (UP, NO_INTERVAL)), "no control"),
+        (Shared(0.9, 0.005, (UP, NEAR)), "as with harmless rows"),
+        (Shared(0.9, 0.005, (UP, DOWN)), "as with harmless rows"),
+        (Shared(0.9, 0.005, (replace(UP, p=0.2),)), "as with harmless rows"),
+        (Shared(0.9, 0.3, (UP,)), "no more than chance"),
+        (Shared(math.nan, math.nan, (UP,)), "not measurable"),
+        (Shared(0.9, math.nan, (UP,)), "not measurable"),
+    ],
+)
+def test_the_word_of_an_overlap(shared, word):
+    assert judge_overlap(shared).word == word
+
+
+def test_every_word_is_used_by_some_evidence():
+    moved = {judge_move(Moved(own, tuple(rest))) for own in ALL for rest in ((), (UP,), (DOWN,), (NEAR,), (NONE,))}
+    moved.add(judge_move(Moved(UP, (UP,), random_p=1.0)))
+    assert {r.when for r in moved} == {r.when for r in MOVED_RULES}
+    shared = {
+        judge_overlap(Shared(o, p, b)) for o in (0.5, math.nan) for p in (0.01, 0.5) for b in ((), (UP,), (NEAR,))
+    }
+    assert {r.when for r in shared} == {r.when for r in SHARED_RULES}
+
+
+def test_turning_twice_changes_nothing_and_once_swaps_the_words():
+    assert turned(turned(UP)) == UP
+    assert judge_move(Moved(turned(UP), (turned(UP),))).word == "strengthened"
+
+
+def test_the_worst_layer_pays_for_all_layers_that_were_asked():
+    by_layer = [(0, NEAR), (3, UP), (5, NONE), (7, replace(UP, p=0.02))]
+    layer, e = worst_layer(by_layer)
+    assert (layer, e.value) == (3, UP.value)
+    assert e.p == pytest.approx(3 * 0.01)
+    assert worst_layer([(0, replace(UP, p=0.9)), (1, replace(UP, p=0.8))])[1].p == 1.0
+    assert worst_layer([(5, NONE)]) is None
