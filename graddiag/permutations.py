@@ -147,7 +147,7 @@ def sign_flips_each(sums: Float[np.ndarray, "c b *k"], *, seed: int = 0, draws: 
 def _lengths(sums: Float[np.ndarray, "d _"], k: int) -> Float[np.ndarray, "d b"]:
     """Of vectors of k numbers each, that stand beside each other in a row."""
     if k == 1:
-        return np.abs(sums)
+        return np.asarray(np.abs(sums))
     vectors = sums.reshape(len(sums), -1, k)
     return np.asarray(np.sqrt(np.einsum("dbk,dbk->db", vectors, vectors)))
 
