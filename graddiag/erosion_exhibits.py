@@ -42,8 +42,8 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
 
 
 def _questions(found: Erosion) -> Table:
-    lines = [(a.question, a.word, a.numbers, a.remark or None) for a in answers(found)]
-    return Table("questions", ("question", "word", "numbers", "remark"), tuple(lines))
+    lines = [(a.question, a.word, a.numbers) for a in answers(found)]
+    return Table("questions", ("question", "word", "numbers"), tuple(lines))
 
 
 def _answers(result: Behaviour, beside: Mapping[str, Behaviour]) -> Table:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from graddiag.rules import ALPHA
 from graddiag.statistics import Estimate
 
+ALIKE = "as with harmless rows"
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -41,7 +43,6 @@ class MovedRule:
     when: str
     means: str
     holds: Callable[[Moved], bool]
-    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ class SharedRule:
     when: str
     means: str
     holds: Callable[[Shared], bool]
-    remark: str = ""
 
 
 MOVED_RULES = (
@@ -75,18 +75,16 @@ MOVED_RULES = (
         lambda m: not _apart(m.own),
     ),
     MovedRule(
-        "no difference found",
+        ALIKE,
         f"the interval of what it is beyond some control includes 0, or that p is {ALPHA} or more",
-        "harmless rows move alike: the change is not special to harm",
+        "there is a change (its sign says which way), and harmless rows change alike: the model moved as a whole",
         lambda m: not all(_apart(e) for e in m.beyond),
-        "the control moves alike",
     ),
     MovedRule(
-        "no difference found",
+        "as along any direction",
         f"{ALPHA:.0%} or more of random directions do as much",
-        "the change is no larger along this direction than along any other",
+        "there is a change, no larger along this direction than along any other",
         lambda m: not m.random_p < ALPHA,
-        "random directions do as much",
     ),
     MovedRule(
         "eroded",
@@ -102,9 +100,9 @@ MOVED_RULES = (
         lambda m: m.own.high < 0 and all(e.high < 0 for e in m.beyond),
     ),
     MovedRule(
-        "moved less than the control",
+        "less than with harmless rows",
         "the change on harmful rows and what it is beyond some control have opposite signs",
-        "harmless rows move further the same way: no erosion is shown",
+        "there is a change, and harmless rows change further the same way: nothing in it is special to harm",
         lambda m: True,
     ),
 )
@@ -129,7 +127,7 @@ SHARED_RULES = (
         lambda s: not s.beyond or any(_unknown(e) for e in s.beyond),
     ),
     SharedRule(
-        "as with harmless rows",
+        ALIKE,
         f"the interval of what the overlap is beyond that of some control is not above 0, or that p is {ALPHA} or more",
         "the two sets move along the same directions, and harmless rows do too",
         lambda s: not all(e.low > 0 and _apart(e) for e in s.beyond),

@@ -19,18 +19,16 @@ _UNDEFINED = Estimate(math.nan)
 
 @dataclass(frozen=True)
 class Answer:
-    """One question with the word that the rules give, the numbers behind it, and a remark where the word needs one."""
+    """One question with the word that the rules give, and the numbers behind it."""
 
     question: str
     word: str
     numbers: str
-    remark: str = ""
 
     @property
     def line(self) -> str:
         """As one sentence."""
-        inside = "; ".join(x for x in (self.numbers, self.remark) if x)
-        return f"{self.question}: {self.word} ({inside})." if inside else f"{self.question}: {self.word}."
+        return f"{self.question}: {self.word} ({self.numbers})."
 
 
 def answers(found: Erosion) -> tuple[Answer, ...]:
@@ -71,7 +69,8 @@ def _behaviour(found: Erosion) -> Answer:
 def _refusals(found: Refusals) -> Answer:
     change = found.harmful.change
     moved = Moved(turned(change), () if found.benign is None else (turned(found.beyond),))
-    numbers = f"log-odds of refusing changed by {_shown(change, 'nats')}"
+    levels = f"{_interval(found.harmful.aligned)} to {_interval(found.harmful.tuned)}"
+    numbers = f"log-odds of refusing from {levels} nats, changed by {_shown(change)}"
     if found.benign is not None:
         numbers += f", after harmless requests by {_interval(found.benign.change)}; beyond that {_shown(found.beyond)}"
     return _answer("Harmful requests are refused less", moved, numbers)
@@ -145,12 +144,11 @@ def _subspace(found: SubspaceOverlap) -> Answer:
     for name, c in scope.controls.items():
         numbers += f"; beyond that of {_name(name)} {_shown(c.beyond)}"
     a, b = (_name(n) for n in found.names)
-    return Answer(f"{a} and {b} move along the same directions", rule.word, numbers, rule.remark)
+    return Answer(f"{a} and {b} move along the same directions", rule.word, numbers)
 
 
 def _answer(question: str, moved: Moved, numbers: str) -> Answer:
-    rule = judge_move(moved)
-    return Answer(question, rule.word, numbers, rule.remark)
+    return Answer(question, judge_move(moved).word, numbers)
 
 
 def _limits(found: Erosion) -> list[str]:

@@ -20,8 +20,8 @@ from graddiag.data import ExampleSet, Source, read_set
 from graddiag.encoding import Encoded, EncodedSet, batches, encode
 from graddiag.errors import DataError, UsageError
 from graddiag.extractor import Extractor
-from graddiag.heap import give_back
 from graddiag.forward import check_in_memory
+from graddiag.heap import give_back
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import default_max_length, model_context, model_digest, template_digest, tokenizer_digest
 from graddiag.optimizer_state import read_optimizer

@@ -119,7 +119,7 @@ def test_a_tuned_model_that_is_the_base_keeps_nothing_of_the_direction(models, t
         assert found[f"direction/retention/{layer}"] == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.mark.parametrize(("tuned", "word"), [("harmed", "eroded"), ("mended", "moved less than the control")])
+@pytest.mark.parametrize(("tuned", "word"), [("harmed", "eroded"), ("mended", "less than with harmless rows")])
 def test_only_harmful_answers_that_were_learnt_more_than_harmless_ones_are_called_eroded(models, tmp_path, tuned, word):
     found = run(tmp_path, aligned="tiny", tuned=models[tuned], left=None, right=None, safety=None)
     (said,) = words(found).values()
@@ -132,7 +132,7 @@ def test_a_control_that_moves_alike_takes_the_word_back(models, tmp_path):
     some = {"left": None, "right": None, "safety": None, "controls": alike}
     found = run(tmp_path, aligned="tiny", tuned=models["harmed"], **some)
     (answer,) = answers(found.findings)
-    assert (answer.word, answer.remark) == ("no difference found", "the control moves alike")
+    assert answer.word == "as with harmless rows"
     assert found.summary()["behaviour/interaction/control:alike"] == pytest.approx(0.0, abs=1e-9)
 
 
