@@ -117,6 +117,10 @@ def _depth(found: Direction) -> Answer:
     numbers = f"slope of retention {_interval(found.whole.slope)} per layer"
     if found.control is not None:
         numbers += f", beyond that on {_name(found.control.name)} {_shown(found.depth_trend)}"
+    if not any(_lost(at).low > 0 for at in found.whole.layers):
+        return _answer(
+            "That loss grows with depth", Moved(_UNDEFINED), f"no layer is known to have lost any; {numbers}"
+        )
     return _answer("That loss grows with depth", Moved(turned(found.whole.slope), beyond), numbers)
 
 

@@ -119,6 +119,15 @@ def test_a_tuned_model_that_is_the_base_keeps_nothing_of_the_direction(models, t
         assert found[f"direction/retention/{layer}"] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_depth_is_not_asked_where_no_layer_is_known_to_have_lost_anything(models, tmp_path):
+    further = changed(tmp_path / "further", noise(-0.1, 1))  # what leads from the base to tiny, a third of it again
+    found = run(
+        tmp_path / "run", base=models["base"], aligned="tiny", tuned=further, left=None, right=None, safety=None
+    )
+    assert min(found.summary()[f"direction/retention/{layer}"] for layer in LAYERS) > 1
+    assert words(found)["That loss grows with depth"] == "not measurable"
+
+
 @pytest.mark.parametrize(("tuned", "word"), [("harmed", "eroded"), ("mended", "less than with harmless rows")])
 def test_only_harmful_answers_that_were_learnt_more_than_harmless_ones_are_called_eroded(models, tmp_path, tuned, word):
     found = run(tmp_path, aligned="tiny", tuned=models[tuned], left=None, right=None, safety=None)
