@@ -16,6 +16,7 @@ from graddiag.text import visible
 _COLOURS = [str(c) for c in sns.color_palette("colorblind").as_hex()]
 LEFT, RIGHT, CONTROL = _COLOURS[3], _COLOURS[0], _COLOURS[7]
 INK, GREY, FAINT = "#222222", "#5a5a5a", "#8a8a8a"
+HALVES = (-1, -0.5, 0, 0.5, 1)  # ticks of a cosine
 NAME_LENGTH = 26  # characters of a name on an axis
 TITLE_DENSITY, NOTE_DENSITY = 12, 17  # characters per inch at the sizes of a title and of a note
 WIDTH = 7.2  # inches: the text width of a page

@@ -33,9 +33,9 @@ from graddiag.behaviour_figure import draw_behaviour, draw_refusal_score
 from graddiag.canvas import (
     CONTROL,
     FAINT,
+    HALVES,
     INK,
     LEFT,
-    NAME_LENGTH,
     RIGHT,
     WIDTH,
     empty_figure,
@@ -47,19 +47,16 @@ from graddiag.canvas import (
 from graddiag.direction_figure import draw_direction, draw_refusal_direction
 from graddiag.erosion_figures import draw_overlap, draw_shift, draw_weights
 from graddiag.layers import Panel, panels
+from graddiag.matrix_figure import draw_matrix
 from graddiag.side_by_side import SideBySide, draw_side_by_side
 from graddiag.statistics import Estimate
 from graddiag.text import interval
 from graddiag.token_figure import draw_tokens
 from graddiag.weight_table import WeightChanges
 
-DIVERGING = "RdBu"  # red is -1, blue +1; readers with any common colour blindness tell them apart
 MOST_STRIPS = 30  # more clusters than this cannot be labelled; pairs are then drawn in the order of their gaps
 MOST_PANELS = 16  # more kinds of block than this make panels too small to read; the table has them all
 PANELS_IN_A_ROW = 4
-HALVES = (-1, -0.5, 0, 0.5, 1)  # ticks of a cosine
-MATRIX_LETTERS = 44  # as many fit along a side of the matrix
-MOST_BORDERS = 60  # more lines between clusters than this hide the cells
 ROWS_FOR_A_SHAPE = 5  # fewer different values than this have no shape to draw, only dots
 DPI = 200  # pixels per inch of a PNG, and of the matrix inside an SVG
 
@@ -96,39 +93,6 @@ def render(figure: Figure, form: Literal["svg", "png"]) -> bytes:
     with look():
         figure.savefig(stream, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else {"Software": None})
     return stream.getvalue()
-
-
-@_draw.register
-def _matrix(result: CosineMatrix) -> Figure:
-    rows = "; ".join(label(s, 60) for s in result.selection) or "all rows"
-    note = f"{rows}; by cluster within a set"
-    figure = empty_figure(5.4, 4.9, "Cosine of every row's gradient with every other", note)
-    axes = figure.subplots()
-    axes.set_facecolor("#bbbbbb")
-    sns.heatmap(
-        result.values, vmin=-1, vmax=1, cmap=DIVERGING, square=True, xticklabels=False, yticklabels=False,
-        rasterized=True, cbar_kws={"label": "cosine", "shrink": 0.8, "ticks": HALVES}, ax=axes,
-    )  # fmt: skip
-    _mark_clusters(axes, result)
-    ends = np.cumsum(result.shown)
-    for colour, width in (("white", 3), (INK, 1.2)):  # a black line alone is lost between dark cells
-        axes.hlines(ends[:-1], 0, ends[-1], color=colour, linewidth=width)
-        axes.vlines(ends[:-1], 0, ends[-1], color=colour, linewidth=width)
-    middle = ends - np.array(result.shown) / 2
-    limits = [int(np.clip(n / ends[-1] * MATRIX_LETTERS, 6, NAME_LENGTH)) for n in result.shown]
-    names = [f"{label(name, k)}\n{n} rows" for name, k, n in zip(result.names, limits, result.shown, strict=True)]
-    axes.set_xticks(middle, names, rotation=0)
-    axes.set_yticks(middle, names, rotation=90, va="center")
-    axes.tick_params(length=0)
-    return figure
-
-
-def _mark_clusters(axes: Axes, result: CosineMatrix) -> None:
-    groups = list(zip(result.sides.tolist(), result.clusters, strict=True))
-    borders = [k for k in range(1, len(groups)) if groups[k] != groups[k - 1]]
-    if len(borders) <= MOST_BORDERS:
-        axes.hlines(borders, 0, len(groups), color="white", linewidth=0.3)
-        axes.vlines(borders, 0, len(groups), color="white", linewidth=0.3)
 
 
 @_draw.register
@@ -286,6 +250,7 @@ def _rows_with_safety(axes: Axes, result: Alignment, keys: Sequence[str]) -> Non
 
 
 _draw.register(TokenView, draw_tokens)
+_draw.register(CosineMatrix, draw_matrix)
 _draw.register(SideBySide, draw_side_by_side)
 _draw.register(Behaviour, draw_behaviour)
 _draw.register(RefusalScore, draw_refusal_score)
