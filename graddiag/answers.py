@@ -29,7 +29,8 @@ def answer_groups(*tables: Signals) -> tuple[Int[np.ndarray, " _"], ...]:
     keys: dict[tuple[str, str | bytes], int] = {}
     ends = [[_key(keys, "id", i) for i in t.ids] for t in tables]
     answers = [[_key(keys, "answer", _bytes(a)) for a in t.target_ids] for t in tables]
-    left, right = (np.array([k for part in side for k in part], dtype=np.int64) for side in (ends, answers))
+    # int32: csgraph of SciPy 1.11 takes no wider index, and then leaves the labels as they lay in memory.
+    left, right = (np.array([k for part in side for k in part], dtype=np.int32) for side in (ends, answers))
     graph = coo_array((np.ones(len(left)), (left, right)), shape=(len(keys), len(keys)))
     linked = connected_components(graph, directed=False)[1][left]
     _, first, numbers = np.unique(linked, return_index=True, return_inverse=True)
