@@ -198,7 +198,12 @@ def sign_patterns(n_clusters: int, seed: int, draws: int) -> Iterator[Bool[np.nd
 
 
 def permuted_partners(clusters: Int[np.ndarray, " p"], *, seed: int = 0, draws: int = DRAWS) -> Int[np.ndarray, "p b"]:
-    """The real pairing (column 0) and 10,000 random ones inside clusters: in column b, left i meets right [i, b]."""
+    """The real pairing (column 0) and 10,000 random ones inside clusters: in column b, left i meets right [i, b].
+
+    The real pairing alone where every cluster has one row, and none would move.
+    """
+    if len(np.unique(clusters)) == len(clusters):
+        return np.arange(len(clusters), dtype=np.int32)[:, None]
     rng = np.random.default_rng(seed)
     out = np.repeat(np.arange(len(clusters), dtype=np.int32)[:, None], 1 + draws, axis=1)
     for c in np.unique(clusters):

@@ -33,7 +33,8 @@ class Relabellings:
     ) -> Relabellings:
         """For clusters with so many left and right rows: all relabellings where there are at most 2^13, else 10,000."""
         signs = _signs(left, right, seed, draws)
-        n, more = int((left + right).sum()), signs @ (left - right)
+        starts = range(0, len(signs), CHUNK)  # a product of integers widens them all
+        n, more = int((left + right).sum()), np.concatenate([signs[a : a + CHUNK] @ (left - right) for a in starts])
         return Relabellings(signs, 4.0 * n**2 / (n**2 - more.astype(np.float64) ** 2) ** 2)
 
     def null(self, gram: Float[np.ndarray, "c c"]) -> Null:

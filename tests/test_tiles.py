@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import BLOCKS, RECIPE, Recipe, Table, changed, compared, four_tables, random_pair, random_table
+from tables import BLOCKS, RECIPE, Recipe, changed, compared, four_tables, random_pair
 
-from graddiag import grams, tiles
-from graddiag.analyzers import _matrix
-from graddiag.analyzers import conflict, framing
+from graddiag import capacity, grams, tiles
+from graddiag.analyzers import _matrix, conflict, framing
 from graddiag.analyzers._agreement import agreement
+from graddiag.capacity import Size, check_capacity
+from graddiag.errors import ResourceError
 from graddiag.grams import gram as real_gram
+from graddiag.pipeline import compare
 from graddiag.reporting import Analysis, conclude
+from graddiag.running import Run
 from graddiag.signals import Signals
 from graddiag.tiles import Tiles, fits
 
@@ -81,3 +84,58 @@ def _only_what_fits(tables: Sequence[Signals], block: str) -> np.ndarray:
     n = sum(int(t.finite.sum()) for t in tables)
     assert fits(n), f"a matrix of {n} rows was made, which does not fit"
     return real_gram(tables, block)
+
+
+def test_tiles_hold_the_finite_rows_of_all_tables_and_all_places_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = random_pair(RECIPE)
+    left = changed(left, lambda s: replace(s, finite=np.arange(12) != 3))
+    monkeypatch.setattr(tiles, "TILE", 8 * 23 * 5)
+    found = list(Tiles((left.signals, right.signals), BLOCKS))
+    assert [x.shape[1] for x in found] == [5, 5, 5, 1] * 3
+    rows = np.concatenate([np.delete(left.projected(), 3, axis=0), right.projected()])
+    assert (np.concatenate(found, axis=1) == rows).all()
+
+
+def test_memory_does_not_grow_with_the_square_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where each row is its own cluster: the signs of 2,500 of them under 10,000 relabellings take 24 MiB."""
+    monkeypatch.setattr(tiles, "WHOLE", 0)
+    monkeypatch.setattr(tiles, "TILE", 2**19)
+    n = 2500
+    comparison = compared(*random_pair(Recipe(n=n, blocks=("a",), size=8, dim=4, clusters=0)))
+    tracemalloc.start()
+    try:
+        conflict(comparison)
+        framing(comparison)
+        agreement(comparison.left)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * (2 * n) ** 2 / 2, "half of one matrix of all rows"
+
+
+SIZE = Size({"left": 400, "right": 300, "safety": 100}, numbers=50_000, largest=256, blocks=200)
+
+
+def test_what_does_not_fit_is_refused_with_the_number_of_rows_that_does() -> None:
+    assert SIZE.table_bytes == 4 * 50_000 * 800
+    check_capacity(SIZE, free=SIZE.total)
+    with pytest.raises(
+        ResourceError, match=r"left 400, right 300, safety 100.*50,000 numbers each in 200 blocks.*--lim"
+    ):
+        check_capacity(SIZE, free=SIZE.total - 1)
+    most = SIZE.most(SIZE.total - 1)
+    assert 0 < most < 400
+    assert SIZE.limited(most).total <= SIZE.total - 1 < SIZE.limited(most + 1).total
+    with pytest.raises(ResourceError, match="To go on, use a smaller --dim or fewer --blocks"):
+        check_capacity(SIZE, free=1000)
+
+
+def test_compare_refuses_rows_that_do_not_fit_before_it_measures_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "all", lambda *_, **__: pytest.fail("rows were measured"))
+    monkeypatch.setattr(capacity, "DRAWS", 10**12)
+    with pytest.raises(ResourceError, match=r"left 4, right 4, safety 4.*GiB are free"):
+        compare(
+            "insecure", "educational", safety="safety", model="tiny", projection="logra", dim=16, limit=4, out=tmp_path
+        )

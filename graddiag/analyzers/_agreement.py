@@ -121,7 +121,7 @@ def _noise_scale(plain: RowSums, groups: Groups) -> Estimate:
 
 
 def _mean_product(values: RowSums, some: RowSums, groups: Groups) -> Estimate:
-    """The mean over pairs of different rows, with its interval over clusters; `some` counts the pairs that are defined."""
+    """The mean over pairs of different rows, with its interval over clusters; `some` counts those that are defined."""
     sums, counts = (_left_over(v, groups) for v in (values, some))
     found = np.full(len(sums), np.nan)
     np.divide(sums, counts, out=found, where=counts > 0)
