@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import BLOCKS, RECIPE, Recipe, changed, compared, four_tables, random_pair
+from tables import BLOCKS, RECIPE, Recipe, changed, compared, four_tables, random_pair, table_of
 
 from graddiag import capacity, grams, tiles
 from graddiag.analyzers import _matrix, conflict, framing
@@ -73,6 +73,18 @@ def test_every_number_of_a_report_is_the_same_from_tiles(
     assert got.keys() == expected.keys()
     for scope, numbers in expected.items():
         assert got[scope] == pytest.approx(numbers, abs=SAME, rel=SAME, nan_ok=True), scope
+
+
+def test_a_row_that_equals_the_mean_is_zero_once_centred_from_tiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    middle, away = np.random.default_rng(0).normal(size=(2, 48))
+    left, right = np.stack([middle + away, middle - away]), np.stack([middle, middle])
+    comparison = compared(table_of({"a": left}), table_of({"a": right}, name="right"))
+    expected = conflict(comparison, center=True)
+    monkeypatch.setattr(tiles, "WHOLE", NO_CLUSTERS)
+    got = conflict(comparison, center=True)
+    assert got.summary() == pytest.approx(expected.summary(), abs=SAME)
+    assert math.isnan(got.overall.within_right)
+    assert np.isnan(got.paired).all()
 
 
 def _drawn(tables: Sequence[Signals], known: None) -> np.ndarray:
