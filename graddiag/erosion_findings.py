@@ -36,7 +36,7 @@ from graddiag.erosion_shifts import Shifts, read_shifts
 from graddiag.errors import DataError
 from graddiag.rules import ALPHA
 from graddiag.statistics import Estimate, difference_of_means
-from graddiag.weight_file import WEIGHTS_FILE, read_weights
+from graddiag.weight_file import WEIGHTS_FILE, KeptWeights, read_weights
 from graddiag.weight_table import WeightChange, WeightChanges
 
 Summary = dict[str, float | None]
@@ -141,7 +141,7 @@ def analyse(run: ErosionRun) -> Erosion:
 
     Raises DataError where tables are not whole, may not be compared, or have too few rows for what is asked.
     """
-    main = _behaviour(run)
+    main, kept = _behaviour(run), _weights(run)
     return Erosion(
         setting=run.setting,
         behaviour=main,
@@ -151,9 +151,9 @@ def analyse(run: ErosionRun) -> Erosion:
         refusal_direction=_refusal_direction(run),
         subspace=_subspace(run),
         shifts=read_shifts(run),
-        weights=_weights(run),
+        weights=kept.changes if kept else None,
         origins=_origins(run),
-        warnings=tuple(dict.fromkeys((*run.setting.notes, *_warnings(run)))),
+        warnings=tuple(dict.fromkeys((*run.setting.notes, *(kept.notes if kept else ()), *_warnings(run)))),
     )
 
 
@@ -218,18 +218,18 @@ def _subspace(run: ErosionRun) -> SubspaceOverlap | None:
     )  # fmt: skip
 
 
-def _weights(run: ErosionRun) -> WeightChanges | None:
+def _weights(run: ErosionRun) -> KeptWeights | None:
     if not run.setting.weights:
         return None
-    changes, models = read_weights(run.folder / WEIGHTS_FILE)
+    kept = read_weights(run.folder / WEIGHTS_FILE)
     held = model_lines({role: run.table(role, run.setting.sets[0]).provenance.weights for role in run.setting.models})
-    if models != held:
-        others = ", ".join(line.partition(" ")[0] for line in sorted(set(models) ^ set(held)))
+    if kept.models != held:
+        others = ", ".join(dict.fromkeys(line.partition(" ")[0] for line in sorted(set(kept.models) ^ set(held))))
         raise DataError(
             f"{run.folder / WEIGHTS_FILE} is of other models than the saved tables ({others}). Give the erosion "
             "command again."
         )
-    return changes
+    return kept
 
 
 def _origins(run: ErosionRun) -> tuple[tuple[str, ...], ...]:

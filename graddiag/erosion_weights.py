@@ -15,9 +15,9 @@ from graddiag.files import disk_named
 from graddiag.model_set import ModelSet
 from graddiag.progress import Progress
 from graddiag.weight_changes import compare_weights
-from graddiag.weight_file import WEIGHTS_FILE, read_weights, save_weights
+from graddiag.weight_file import WEIGHTS_FILE, KeptWeights, read_weights, save_weights
 from graddiag.weight_reading import Entry
-from graddiag.weight_sources import weight_sources
+from graddiag.weight_sources import missing, weight_sources
 
 
 def weights_kept(
@@ -42,15 +42,25 @@ def weights_kept(
         return f"The weights were not compared. {error}"
     progress.finish()
     with disk_named(folder):
-        save_weights(file, changes, wanted)
+        save_weights(file, KeptWeights(changes, wanted, _notes(models, sources)))
     return None
 
 
 def _is_of(file: Path, models: tuple[str, ...]) -> bool:
     try:
-        return read_weights(file)[1] == models
+        return read_weights(file).models == models
     except DataError:
         return False
+
+
+def _notes(models: ModelSet, sources: Mapping[str, Mapping[str, Entry]]) -> tuple[str, ...]:
+    found = {role: missing(one.base, sources[role]) for role, one in models.models.items()}
+    return tuple(
+        f"Weights of the {role} model: {len(names)} parameters besides the matrices of its layers are in its files "
+        f"under other names, or not as plain numbers, and were not compared; the first is {names[0]!r}."
+        for role, names in found.items()
+        if names
+    )
 
 
 def _counted(entry: Entry, progress: Progress) -> Entry:

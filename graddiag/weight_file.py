@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,18 @@ _PARTS = 8  # numbers of a product
 _COLUMNS = 2 + len(_PRODUCTS) * _PARTS
 
 
-def save_weights(path: Path, changes: WeightChanges, models: Sequence[str]) -> None:
-    """Writes the changes atomically; `models` are digests of the models that were compared."""
+@dataclass(frozen=True)
+class KeptWeights:
+    """What the file holds: the changes, digests of the models that were compared, and what must be said of it."""
+
+    changes: WeightChanges
+    models: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def save_weights(path: Path, kept: KeptWeights) -> None:
+    """Writes the file atomically."""
+    changes = kept.changes
     lines = [changes.overall, *changes.blocks.values()]
     arrays = {
         "numbers": np.array([list(_numbers(c)) for c in lines], dtype=np.float64),  # all blocks as one first
@@ -29,7 +40,8 @@ def save_weights(path: Path, changes: WeightChanges, models: Sequence[str]) -> N
         "left_out": np.array(changes.left_out, dtype=np.str_),
         "lengths": np.array([len(c.shares) for c in lines], dtype=np.int64),
         "shares": np.concatenate([c.shares for c in lines]),
-        "models": np.array(models, dtype=np.str_),
+        "models": np.array(kept.models, dtype=np.str_),
+        "notes": np.array(kept.notes, dtype=np.str_),
     }
 
     def write(at: Path) -> None:
@@ -39,19 +51,20 @@ def save_weights(path: Path, changes: WeightChanges, models: Sequence[str]) -> N
     write_atomically(path, write)
 
 
-def read_weights(path: Path) -> tuple[WeightChanges, tuple[str, ...]]:
-    """The changes, and the digests of the models. Raises DataError where the file cannot be read."""
+def read_weights(path: Path) -> KeptWeights:
+    """What was written. Raises DataError where the file cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as held:
             numbers, blocks, left_out = held["numbers"], held["blocks"].tolist(), held["left_out"].tolist()
             shares = np.split(held["shares"], np.cumsum(held["lengths"])[:-1])
-            models = tuple(held["models"].tolist())
+            models, notes = (tuple(held[name].tolist()) for name in ("models", "notes"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({error}). Delete it and give the erosion command again.") from error
     if numbers.shape != (1 + len(blocks), _COLUMNS):
         raise DataError(f"{path} is not that of this version. Delete it and give the erosion command again.")
     overall, *each = (_change(n, s) for n, s in zip(numbers, shares, strict=True))
-    return WeightChanges(overall, dict(zip(blocks, each, strict=True)), tuple(left_out)), models
+    changes = WeightChanges(overall, dict(zip(blocks, each, strict=True)), tuple(left_out))
+    return KeptWeights(changes, models, notes)
 
 
 def _numbers(change: WeightChange) -> Iterator[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -50,6 +50,11 @@ def weight_entries(source: Weights, role: str) -> dict[str, Entry]:
             "model instead of its state dict, or merge the adapter."
         )
     return {k: Entry(tuple(v.shape), partial(_asked, source, k)) for k, v in source.items()}
+
+
+def in_layer(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter is a matrix inside a numbered layer."""
+    return len(shape) == 2 and any(part.isdecimal() for part in name.split("."))
 
 
 def plain_name(name: str) -> str:

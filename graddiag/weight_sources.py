@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from graddiag.errors import DataError
 from graddiag.model_set import ModelSet
 from graddiag.models import choose_device, is_built_in, load_base
 from graddiag.outline import Outline, skeleton
-from graddiag.weight_reading import Entry, held_elsewhere, weight_entries
+from graddiag.weight_reading import Entry, held_elsewhere, in_layer, weight_entries
 
 Entries = dict[str, Entry]
 SINGLE, INDEX = WEIGHTS
@@ -33,9 +33,9 @@ def weight_sources(models: ModelSet) -> dict[str, Entries]:
     """The parameters of each model of a set, by role, under the names that the loaded model has for them.
 
     Values are read from files when they are asked for, a tensor at a time, in the type that was saved (float32 under an
-    adapter), to the device of the set. Only a built-in model is in memory as a whole, once. Raises DataError for a
-    model whose files hold other names or shapes than it has, or numbers that are not its weights, and for an adapter
-    that is more than its own files and the plain weights under it.
+    adapter), to the device of the set. Only a built-in model is in memory as a whole, once. What files do not hold as
+    plain numbers of the model's own name and shape is not there: `missing` tells. Raises DataError where that is a
+    matrix of a layer, and for an adapter that is more than its own files and the plain weights under it.
     """
     device = choose_device(models.device)
     bases: dict[str, Entries] = {}
@@ -53,7 +53,22 @@ def _base_entries(place: Place, device: torch.device) -> Entries:
         return weight_entries(load_base(place, device=str(device))[0], place.name)
     bare = skeleton(place)
     files = _file_entries(_folder(place), device)
-    return {name: _found(files, name, p, bare, place) for name, p in bare.named_parameters()}
+    found = {name: _found(files, name, p, bare) for name, p in bare.named_parameters()}
+    lost = [n for n, p in bare.named_parameters() if found[n] is None and in_layer(n, p.shape)]
+    if lost:
+        raise DataError(
+            f"The files of the model {place} hold no {lost[0]!r} as plain numbers of that name and shape (nor "
+            f"{len(lost) - 1} other matrices of layers): they are quantized, or stored in another layout. Load the models and give them "
+            "to graddiag.compare_weights."
+        )
+    return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def missing(place: Place, entries: Collection[str]) -> tuple[str, ...]:
+    """The parameters of the model that are not among the entries."""
+    if is_built_in(place):
+        return ()
+    return tuple(name for name, _ in skeleton(place).named_parameters() if name not in entries)
 
 
 def _folder(place: Place) -> Path:
@@ -91,17 +106,13 @@ def _read(path: Path, name: str, device: str) -> Tensor:
     return values
 
 
-def _found(files: Entries, name: str, parameter: Tensor, bare: PreTrainedModel, place: Place) -> Entry:
+def _found(files: Entries, name: str, parameter: Tensor, bare: PreTrainedModel) -> Entry | None:
     """A checkpoint of a model with or without its head may name the rest with or without a prefix."""
     prefix = f"{bare.base_model_prefix}."
     for known in (name, name.removeprefix(prefix), prefix + name):
         if known in files and files[known].shape == tuple(parameter.shape):
             return files[known]
-    raise DataError(
-        f"The files of the model {place} hold no {name!r} of shape {list(parameter.shape)} as plain numbers: they are "
-        "quantized, or stored in another layout. Save the model as it is loaded, or compare loaded models with "
-        "graddiag.compare_weights."
-    )
+    return None
 
 
 def _adapted(one: Outline, folder: Path, base: Mapping[str, Entry], device: torch.device) -> Entries:
@@ -111,7 +122,7 @@ def _adapted(one: Outline, folder: Path, base: Mapping[str, Entry], device: torc
     held = _without_values(bare, base, device)
     with torch.random.fork_rng(devices=[]), quiet():
         model = put_adapter(bare, folder)
-    return held_elsewhere(model, held)
+    return {name: entry for name, entry in held_elsewhere(model, held).items() if name in base}
 
 
 def _without_values(bare: PreTrainedModel, base: Mapping[str, Entry], device: torch.device) -> dict[int, Entry]:
@@ -119,7 +130,7 @@ def _without_values(bare: PreTrainedModel, base: Mapping[str, Entry], device: to
     the weights'. Gives where the values are, by the parameter's id."""
     zero = torch.zeros((), dtype=torch.float32, device=device)
     made = {id(p): nn.Parameter(zero.expand(p.shape), requires_grad=False) for p in bare.parameters()}
-    held = {id(made[id(p)]): base[name] for name, p in bare.named_parameters()}
+    held = {id(made[id(p)]): base[name] for name, p in bare.named_parameters() if name in base}
     for module in bare.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             setattr(module, name, made[id(parameter)])

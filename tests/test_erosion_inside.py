@@ -162,6 +162,16 @@ def test_weights_that_cannot_be_read_from_files_are_a_warning_and_the_rest_is_me
     assert again.report.warnings == found.report.warnings
 
 
+def test_what_was_not_compared_is_told_also_when_the_weights_are_not_read_again(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(erosion_weights, "missing", lambda *_: ("lm_head.weight",))
+    first = run(tmp_path, aligned="tiny", tuned=models["aside"], **FEW)
+    monkeypatch.undo()
+    again = run(tmp_path, aligned="tiny", tuned=models["aside"], **FEW)
+    for found in (first, again):
+        said = [w for w in found.report.warnings if "were not compared; the first is 'lm_head.weight'" in w]
+        assert [w.split(":")[0] for w in said] == ["Weights of the aligned model", "Weights of the tuned model"]
+
+
 def test_every_set_with_its_own_answers_is_there_at_every_layer_with_the_numbers_of_shift(done):
     names = {"left", "right", "harmful", "benign", "safety", "further_control"}
     held = ErosionRun(done.out, read_setting(done.out))

@@ -11,7 +11,7 @@ import torch
 
 from graddiag.errors import DataError
 from graddiag.weight_changes import compare_weights
-from graddiag.weight_file import read_weights, save_weights
+from graddiag.weight_file import KeptWeights, read_weights, save_weights
 from graddiag.weight_table import WeightChange, WeightChanges
 
 
@@ -28,9 +28,10 @@ def _changes(*, base: bool, safety: bool) -> WeightChanges:
 @pytest.mark.parametrize(("base", "safety"), [(True, True), (True, False), (False, True), (False, False)])
 def test_reading_what_was_written_gives_every_number_to_the_last_bit(tmp_path: Path, base: bool, safety: bool) -> None:
     written = _changes(base=base, safety=safety)
-    save_weights(tmp_path / "weights.npz", written, ["aligned 1", "tuned 2"])
-    read, models = read_weights(tmp_path / "weights.npz")
-    assert models == ("aligned 1", "tuned 2")
+    save_weights(tmp_path / "weights.npz", KeptWeights(written, ("aligned 1", "tuned 2"), ("A note.",)))
+    kept = read_weights(tmp_path / "weights.npz")
+    assert (kept.models, kept.notes) == (("aligned 1", "tuned 2"), ("A note.",))
+    read = kept.changes
     assert (list(read.blocks), read.left_out) == (list(written.blocks), written.left_out)
     for a, b in zip([read.overall, *read.blocks.values()], [written.overall, *written.blocks.values()], strict=True):
         np.testing.assert_array_equal(a.shares, b.shares)
@@ -42,15 +43,15 @@ def test_reading_what_was_written_gives_every_number_to_the_last_bit(tmp_path: P
 def test_no_update_and_no_block_can_be_written(tmp_path: Path) -> None:
     same = {"layers.0.up.weight": torch.ones(2, 3)}
     for changes in (compare_weights(same, same), WeightChanges(WeightChange(0.0, 0.0), {}, ())):
-        save_weights(tmp_path / "weights.npz", changes, [])
-        assert read_weights(tmp_path / "weights.npz")[0].summary() == changes.summary()
+        save_weights(tmp_path / "weights.npz", KeptWeights(changes))
+        assert read_weights(tmp_path / "weights.npz").changes.summary() == changes.summary()
 
 
 def test_a_file_that_is_broken_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.npz"
     with pytest.raises(DataError, match=r"weights.npz cannot be read .*Delete it"):
         read_weights(path)
-    save_weights(path, _changes(base=True, safety=False), [])
+    save_weights(path, KeptWeights(_changes(base=True, safety=False)))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"weights.npz cannot be read .*Delete it"):
         read_weights(path)

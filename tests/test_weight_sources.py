@@ -115,13 +115,27 @@ def test_the_comparison_of_entries_is_that_of_loaded_models(tmp_path: Path) -> N
     assert one.block_summary() == other.block_summary()
 
 
+def test_a_parameter_outside_layers_that_files_call_otherwise_is_left_out_and_told(tmp_path: Path) -> None:
+    """Under an adapter too, where it would else be read as the zero that stands in its place."""
+    folder = changed(tmp_path / "renamed", noise(0.2, 1))
+    adapter = _adapter(tmp_path / "tuned", folder)
+    file, name = folder / "model.safetensors", "model.embed_tokens.weight"
+    held = load_file(file)
+    save_file({("embed_in.weight" if k == name else k): v for k, v in held.items()}, file, metadata={"format": "pt"})
+    models = model_set(aligned=folder, tuned=adapter)
+    for role, entries in sources.weight_sources(models).items():
+        assert name not in entries
+        assert len(entries) == len(held) - 1
+        assert sources.missing(models.models[role].base, entries) == (name,)
+
+
 def test_packed_numbers_and_adapters_that_change_their_base_are_refused(tmp_path: Path) -> None:
     packed = changed(tmp_path / "packed", noise(0.2, 1))
     file = packed / "model.safetensors"
     held = load_file(file)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file(held | {name: held[name].to(torch.int8)}, file, metadata={"format": "pt"})
-    with pytest.raises(DataError, match=r"packed' hold no 'model.layers.1.mlp.up_proj.weight' .* quantized"):
+    with pytest.raises(DataError, match=r"packed' hold no 'model.layers.1.mlp.up_proj.weight' .*nor 0 .* quantized"):
         sources.weight_sources(model_set(aligned=packed))
     started = _adapter(tmp_path / "started")
     edit_json(started / "adapter_config.json", {"init_lora_weights": "olora"})
