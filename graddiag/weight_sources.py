@@ -58,8 +58,8 @@ def _base_entries(place: Place, device: torch.device) -> Entries:
     if lost:
         raise DataError(
             f"The files of the model {place} hold no {lost[0]!r} as plain numbers of that name and shape (nor "
-            f"{len(lost) - 1} other matrices of layers): they are quantized, or stored in another layout. Load the models and give them "
-            "to graddiag.compare_weights."
+            f"{len(lost) - 1} other matrices of layers): they are quantized, or stored in another layout. Load the "
+            "models and give them to graddiag.compare_weights."
         )
     return {name: entry for name, entry in found.items() if entry is not None}
 
