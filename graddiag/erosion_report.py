@@ -102,5 +102,7 @@ def _facts(found: Erosion) -> dict[str, str]:
         "refusing opening": refusing or "none",
         "complying opening": complying or "none",
         "components of a subspace": "counted" if setting.k is None else str(setting.k),
+        "draws of each null of an overlap": str(setting.n_null),
+        "weights": "compared" if setting.weights else "not compared",
         "versions": f"graddiag {version('graddiag')}",
     }

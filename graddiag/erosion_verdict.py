@@ -7,11 +7,22 @@ from dataclasses import dataclass, replace
 
 from graddiag.analyzers import Direction, LayerRetention, RefusalDirection, SubspaceOverlap
 from graddiag.erosion_findings import Erosion, Refusals
-from graddiag.erosion_rules import Moved, Shared, judge_move, judge_overlap, turned, worst_layer
+from graddiag.erosion_rules import (
+    WAY_RULES,
+    Moved,
+    Shared,
+    Way,
+    judge_move,
+    judge_overlap,
+    judge_way,
+    turned,
+    worst_layer,
+)
 from graddiag.erosion_setting import ALIGNED, BASE, TUNED
 from graddiag.rules import FEW_CLUSTERS
-from graddiag.statistics import Estimate
-from graddiag.text import chance, interval, visible
+from graddiag.statistics import LEVEL, Estimate
+from graddiag.text import chance, interval, number, visible
+from graddiag.weight_table import Product, WeightChanges
 
 NAME_LENGTH = 32  # characters of a name in a line
 _UNDEFINED = Estimate(math.nan)
@@ -38,6 +49,7 @@ def answers(found: Erosion) -> tuple[Answer, ...]:
     out += [_retention(found.direction), _depth(found.direction)] if found.direction else []
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
+    out += [_way_back(found.weights)] if found.weights and BASE in found.setting.models else []
     return tuple(out)
 
 
@@ -149,6 +161,22 @@ def _subspace(found: SubspaceOverlap) -> Answer:
         numbers += f"; beyond that of {_name(name)} {_shown(c.beyond)}"
     a, b = (_name(n) for n in found.names)
     return Answer(f"{a} and {b} move along the same directions", rule.word, numbers)
+
+
+def _way_back(found: WeightChanges) -> Answer:
+    """The parts of single blocks are counted, since one large block can decide the cosine of all as one vector."""
+    whole = found.overall.alignment or Product()
+    parts = [c.alignment for c in found.blocks.values() if c.alignment is not None]
+    words = [judge_way(Way(p.cosine, p.chance_sd)) for p in parts]
+    rule = judge_way(Way(whole.cosine, whole.chance_sd))
+    back, further = (sum(w is r for w in words) for r in WAY_RULES[-2:])
+    by_chance = (1 - LEVEL) * len(parts)
+    numbers = (
+        f"cosine with aligned - base {number(whole.cosine)}, sd {whole.chance_sd:.1g} by chance; of {len(parts)} "
+        f"blocks {back} back and {further} further on, {by_chance:.1f} in all by chance; it covers "
+        f"{number(found.overall.back)} of the way aligned - base, and -1 would be back at the base"
+    )
+    return Answer("The update of the weights goes back towards the base", rule.word, numbers)
 
 
 def _answer(question: str, moved: Moved, numbers: str) -> Answer:

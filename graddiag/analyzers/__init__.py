@@ -17,12 +17,13 @@ from graddiag.analyzers._refusal_score import RefusalScore, refusal_score
 from graddiag.analyzers._repeats import HeadlineResults, Repeats, repeats
 from graddiag.analyzers._retention import LayerRetention
 from graddiag.analyzers._spectrum import Shift, shift
-from graddiag.analyzers._subspace import SubspaceOverlap, subspace_overlap
+from graddiag.analyzers._subspace import N_NULL, SubspaceOverlap, subspace_overlap
 from graddiag.analyzers._tokens import MIN_COUNT, PairOnShow, Telling, Through, TokenView, token_view
 from graddiag.analyzers._training import Training, training
 
 __all__ = [
     "MIN_COUNT",
+    "N_NULL",
     "AdamAlignment",
     "Alignment",
     "AlignmentScope",
