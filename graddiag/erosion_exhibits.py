@@ -24,7 +24,7 @@ def erosion_pictures(found: Erosion) -> tuple[Picture, ...]:
     """The figures that the results allow."""
     out = [_behaviour(found.behaviour)] if found.behaviour else []
     out += [_refusals(found.refusals)] if found.refusals else []
-    out += [_direction(found.direction)] if found.direction else []
+    out += [_direction(found.direction, found.direction_beside)] if found.direction else []
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
     out += [shifts_picture(found.shifts)] if found.shifts.of else []
@@ -93,7 +93,7 @@ def _refusals(found: Refusals) -> Picture:
     return Picture("refusals", "Refusals of harmful requests", reading, lambda: plot(found.harmful), table)
 
 
-def _direction(result: Direction) -> Picture:
+def _direction(result: Direction, beside: Mapping[str, Direction]) -> Picture:
     reading = (
         "Retention along the direction from the base to the aligned model, fitted on one half of the rows and read on "
         "the other: 1 as the aligned model, 0 as the base. What the harmless rows do too is not special to harm; a "
@@ -102,11 +102,14 @@ def _direction(result: Direction) -> Picture:
     names = ("retention", "remainder")
     header = ["layer", *(f"{n}{end}" for n in names for end in ("", "_low", "_high")), "along", "random_sd", "random_p"]
     header += ["in_sample", "control", "control_low", "control_high", "minus_control", *(f"minus_{e}" for e in _ENDS)]
+    header += [f"{column}:{name}" for name in beside for column in ("control", "minus", *(f"minus_{e}" for e in _ENDS))]
     lines: list[tuple[Cell, ...]] = []
     for k, at in enumerate(result.whole.layers):
         other = result.control.layers[k].retention if result.control else Estimate(np.nan)
         parts = [x for n in names for x in _ends(getattr(at, n))[:3]]
         parts += [at.along, at.random_sd, at.random_p, at.in_sample, *_ends(other)[:3], *_ends(result.contrast[k])]
+        for one in beside.values():
+            parts += [one.control.layers[k].retention.value if one.control else np.nan, *_ends(one.contrast[k])]
         lines.append((at.layer, *parts))
     return Picture(
         "direction", "Alignment direction by layer", reading, lambda: plot(result),

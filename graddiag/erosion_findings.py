@@ -86,14 +86,15 @@ class Refusals:
 
 @dataclass(frozen=True)
 class Erosion:
-    """What was found; None where the models or sets that an analysis needs were not given. `beside` is behaviour
-    against each further control."""
+    """What was found; None where the models or sets that an analysis needs were not given. `beside` and
+    `direction_beside` are behaviour and direction against each further control."""
 
     setting: ErosionSetting
     behaviour: Behaviour | None
     beside: Mapping[str, Behaviour]
     refusals: Refusals | None
     direction: Direction | None
+    direction_beside: Mapping[str, Direction]
     refusal_direction: RefusalDirection | None
     subspace: SubspaceOverlap | None
     shifts: Shifts
@@ -111,6 +112,8 @@ class Erosion:
         for name, one in self.beside.items():
             out |= one.interaction.keys(f"behaviour/interaction/control:{name}")
             out |= one.benign.change.keys(f"behaviour/control:{name}")
+        for name, against in self.direction_beside.items():
+            out |= _against(against, f"control:{name}")
         return out
 
     def blocks(self) -> dict[str, Summary]:
@@ -148,6 +151,7 @@ def analyse(run: ErosionRun) -> Erosion:
         beside={} if main is None else _beside(run),
         refusals=_refusals(run),
         direction=_direction(run),
+        direction_beside=_direction_beside(run),
         refusal_direction=_refusal_direction(run),
         subspace=_subspace(run),
         shifts=read_shifts(run),
@@ -191,12 +195,31 @@ def _score(run: ErosionRun, part: str) -> RefusalScore:
 def _direction(run: ErosionRun) -> Direction | None:
     if not _has(run, "harmful", models=(BASE, ALIGNED, TUNED)):
         return None
-    control = _shifts(run, "benign") if _has(run, "benign") else None
-    return direction(*_shifts(run, "harmful"), position=FIRST, control=control, seed=run.setting.seed)
+    return _directed(run, run.setting.parts["benign"] if _has(run, "benign") else None)
 
 
-def _shifts(run: ErosionRun, part: str) -> tuple[Comparison, Comparison]:
-    return run.compared(ALIGNED, BASE, run.setting.parts[part]), run.change(part)
+def _direction_beside(run: ErosionRun) -> dict[str, Direction]:
+    if not _has(run, "harmful", models=(BASE, ALIGNED, TUNED)):
+        return {}
+    return {name: _directed(run, name) for name in run.setting.controls}
+
+
+def _directed(run: ErosionRun, control: str | None) -> Direction:
+    harmful, harmless = _shifts(run, run.setting.parts["harmful"]), control and _shifts(run, control)
+    return direction(*harmful, position=FIRST, control=harmless or None, seed=run.setting.seed)
+
+
+def _shifts(run: ErosionRun, name: str) -> tuple[Comparison, Comparison]:
+    return run.compared(ALIGNED, BASE, name), run.compared(TUNED, ALIGNED, name)
+
+
+def _against(found: Direction, end: str) -> Summary:
+    """The keys of a further control: its retention, and what the harmful rows' is less than it."""
+    out: Summary = {**found.depth_trend.keys(f"direction/depth_trend/{end}")}
+    for at, less in zip(found.control.layers if found.control else (), found.contrast, strict=True):
+        out |= at.retention.keys(f"direction/retention/{end}/{at.layer}", p=False)
+        out |= less.keys(f"direction/contrast/{end}/{at.layer}")
+    return out
 
 
 def _refusal_direction(run: ErosionRun) -> RefusalDirection | None:

@@ -218,7 +218,12 @@ def worst_layer(estimates: Iterable[tuple[int, Estimate]]) -> tuple[int, Estimat
     if not known:
         return None
     layer, e = min(known, key=lambda found: found[1].p)
-    return layer, replace(e, p=min(1.0, e.p * len(known)))
+    return layer, paid(e, len(known))
+
+
+def paid(e: Estimate, n: int) -> Estimate:
+    """The estimate with its p times the number of questions that were asked (Bonferroni); an undefined one stays so."""
+    return e if math.isnan(e.p) else replace(e, p=min(1.0, e.p * n))
 
 
 def _unknown(e: Estimate) -> bool:
