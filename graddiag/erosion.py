@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from graddiag.closing import answer_length
 from graddiag.data import ExampleSet
 from graddiag.encoding import EncodedSet, encode
+from graddiag.erosion_generation import answer_prompts, check_kept, plan_generation
 from graddiag.erosion_report import Eroded, report_erosion
 from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
 from graddiag.erosion_setting import (
@@ -19,12 +20,14 @@ from graddiag.erosion_setting import (
     PROMPT,
     TUNED,
     ErosionSetting,
+    Generation,
     save_setting,
     table_folder,
 )
 from graddiag.errors import DataError
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE
 from graddiag.files import disk_named
+from graddiag.generation import NEW_TOKENS
 from graddiag.model_set import Turn, model_set
 from graddiag.openings import COMPLYING, REFUSING
 from graddiag.preparation import model_name
@@ -59,6 +62,9 @@ def erode(
     skip_bad_rows: bool = False,
     max_nonfinite: float = MAX_NONFINITE,
     seed: int = 0,
+    generate: int = 0,
+    temperature: float = 0.0,
+    new_tokens: int = NEW_TOKENS,
     out: str | Path | None = None,
     overwrite: bool = False,
     figures: bool = True,
@@ -76,6 +82,9 @@ def erode(
     no alignment direction. `layers` are those whose states are read (all by default), `k` the components of a subspace
     (None: counted). `lend_template` gives the base the aligned model's tokenizer and chat template; `revisions` of hub
     ids are by role.
+
+    With `generate`, every model answers the first so many prompts of `safety` and of `benign` (greedy, or drawn at the
+    `temperature`, at most `new_tokens` tokens); the answers are kept in `out`, and nothing judges them.
 
     Losses and states of every set are saved in `out`, in MODEL-SET folders; the same call again continues an
     interrupted run. Raises UsageError, DataError or ResourceError with what to do, before anything long where the input
@@ -96,8 +105,11 @@ def erode(
         device=device,
     )
     folder = Path(out) if out else default_folder(aligned, tuned)
+    how = plan_generation(sets, generate, temperature=temperature, new_tokens=new_tokens, opening=refusing, seed=seed)
+    if how is not None:
+        check_kept(folder, how, overwrite=overwrite)
     length = max_length or models.max_length
-    reading = _Reading(sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet)
+    reading = _Reading(sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet, how)
     models.visit(reading.read)
     setting = ErosionSetting(
         models={role: reading.names[role] for role in models.models},
@@ -109,6 +121,7 @@ def erode(
         seed=seed,
         notes=tuple(dict.fromkeys((*sets.notes, *reading.notes))),
         command=command,
+        generation=reading.generation,
     )
     with disk_named(folder):
         save_setting(folder, setting)
@@ -134,9 +147,11 @@ class _Reading:
     skip_bad_rows: bool
     overwrite: bool
     quiet: bool
+    how: Generation | None
     names: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     endings: dict[str, int] = field(default_factory=dict)
+    asked: list[dict[str, tuple[str, ...]]] = field(default_factory=list)
     space: Space | None = None
 
     def read(self, turn: Turn) -> None:
@@ -152,6 +167,12 @@ class _Reading:
             self._check_endings()
         for of, one in (*rows, *openings):
             self._store(of, one, turn.role)
+        if self.how is not None:
+            self._ask(turn, [one for _, one in rows], self.how, whole.provenance.weights)
+
+    def _ask(self, turn: Turn, rows: Sequence[EncodedSet], how: Generation, weights: str) -> None:
+        answered = answer_prompts(turn, self.sets, rows, how, self.folder, weights=weights, quiet=self.quiet)
+        self.asked.append(answered)
 
     def _check_space(self, of: Reader) -> None:
         """Raises DataError where this model's tables could not be compared with the first one's; a base may have a chat
@@ -194,6 +215,16 @@ class _Reading:
                 f"{self.endings[TUNED]} tokens behind an answer: openings cannot be compared. Give both models one "
                 "chat template."
             )
+
+    @property
+    def generation(self) -> Generation | None:
+        """What was generated: the rows that all models could be asked."""
+        if self.how is None:
+            return None
+        ids = {
+            part: tuple(i for i in some if all(i in a[part] for a in self.asked)) for part, some in self.how.ids.items()
+        }
+        return replace(self.how, ids=ids)
 
     @property
     def ending(self) -> int | None:

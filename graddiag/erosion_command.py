@@ -46,6 +46,11 @@ HOW = together(
     option("--layers", default=None, metavar="N,N,...", help="Layers whose states are read, from 0.  [default: all]"),
     option("--components", default=None, type=int, help="Dimensions of a subspace.  [default: counted]"),
     option("--seed", default=0, help="Seed of halves, nulls and sign flips."),
+    option(
+        "--generate", default=0, metavar="N", help="Let every model answer the first N prompts of --safety, --benign."
+    ),
+    option("--temperature", default=0.0, help="Of generated answers; 0 is greedy."),
+    option("--new-tokens", default=128, help="Most tokens of a generated answer."),
     option("--no-figures", is_flag=True, help="Leave figures and page out."),
 )
 
@@ -61,7 +66,7 @@ def erosion(
     """Base, aligned and tuned model side by side: behaviour, alignment direction, shared dimension.
 
     Losses and hidden states of every set are read under each model, one model in memory at a time, and saved; the same
-    command again continues an interrupted run. Nothing is generated, and nothing judges what a model would say.
+    command again continues an interrupted run. Nothing is generated without --generate, and nothing judges an answer.
     """
     from graddiag.erosion import erode
 

@@ -11,6 +11,7 @@ from graddiag.erosion_findings import Erosion, Refusals
 from graddiag.erosion_verdict import answers
 from graddiag.picture import Picture
 from graddiag.plotting import plot
+from graddiag.sample_views import answer_table, share_table
 from graddiag.statistics import Estimate
 from graddiag.tables import Cell, Table, block_table, summary_table
 
@@ -37,6 +38,11 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
     }
     if found.behaviour is not None:
         out["Every answer"] = _answers(found.behaviour, found.beside)
+    if found.samples is not None:
+        out |= {
+            "Generated answers that begin as a refusal": share_table(found.samples),
+            "Every generated answer": answer_table(found.samples),
+        }
     header = ("model", "set", "rows", "finite", "digest of the rows", "named", "revision", "digest of the weights")
     return out | {"Every table": Table("tables", header, found.origins)}
 

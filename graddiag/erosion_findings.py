@@ -20,6 +20,7 @@ from graddiag.analyzers import (
 )
 from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
+from graddiag.erosion_samples import Samples, samples
 from graddiag.erosion_setting import (
     ALIGNED,
     BASE,
@@ -35,6 +36,7 @@ from graddiag.statistics import Estimate, difference_of_means
 
 Summary = dict[str, float | None]
 _UNDEFINED = Estimate(math.nan)
+_KINDS = {"behaviour": "loss", "generated": "generated answers"}
 _ENDS = ("", "/low", "/high", "/p")
 ALWAYS = tuple(  # there also where an analysis had nothing to work on, and then undefined
     f"{stem}{end}"
@@ -89,6 +91,7 @@ class Erosion:
     subspace: SubspaceOverlap | None
     origins: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
+    samples: Samples | None = None
 
     def summary(self) -> Summary:
         """The flat keys of all results; None where undefined."""
@@ -96,6 +99,7 @@ class Erosion:
         for result in (self.behaviour, self.refusals, self.direction, self.refusal_direction, self.subspace):
             if result is not None:
                 out |= result.summary()
+        out |= {} if self.samples is None else self.samples.summary()
         for name, one in self.beside.items():
             out |= one.interaction.keys(f"behaviour/interaction/control:{name}")
             out |= one.benign.change.keys(f"behaviour/control:{name}")
@@ -107,7 +111,7 @@ class Erosion:
 
     def kinds(self) -> dict[str, str]:
         """What each key was computed from."""
-        return {k: "loss" if k.startswith("behaviour/") else "states" for k in self.summary()}
+        return {k: _KINDS.get(k.partition("/")[0], "states") for k in self.summary()}
 
     def _overlap_keys(self) -> tuple[str, ...]:
         parts = self.setting.parts
@@ -132,6 +136,7 @@ def analyse(run: ErosionRun) -> Erosion:
         subspace=_subspace(run),
         origins=_origins(run),
         warnings=tuple(dict.fromkeys((*run.setting.notes, *_warnings(run)))),
+        samples=samples(run),
     )
 
 

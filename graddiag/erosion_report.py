@@ -15,10 +15,11 @@ from graddiag.files import strict
 from graddiag.folder import Folder
 from graddiag.page import PicturePage, render_erosion_page
 from graddiag.publishing import SCHEMA, Report
+from graddiag.sample_views import SampleView, sample_view
 from graddiag.tables import to_csv
 from graddiag.text import visible
 
-_NAMES = (*FIGURES, "answers")  # tables that not every run has
+_NAMES = (*FIGURES, "answers", "generated", "generated_shares")  # tables that not every run has
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,13 @@ def report_erosion(run: str | Path, *, figures: bool = True) -> Eroded:
     html = None
     if figures:
         images = {p.name: p.write(folder) for p in pictures}
-        page = PicturePage(_title(found), lines, warnings, pictures, images, tables, _facts(found))
+        page = PicturePage(_title(found), lines, warnings, pictures, images, tables, _facts(found), _view(found))
         html = folder.write("report.html", render_erosion_page(page))
     return Eroded(found, Report(out / "report.json", html, found.summary(), lines, warnings), out)
+
+
+def _view(found: Erosion) -> SampleView | None:
+    return None if found.samples is None else sample_view(found.samples)
 
 
 def _title(found: Erosion) -> str:

@@ -16,7 +16,24 @@ EROSION_FILE = "erosion.json"
 BASE, ALIGNED, TUNED = "base", "aligned", "tuned"
 MODELS = (BASE, ALIGNED, TUNED)
 FIRST, PROMPT = "first:10", "last_prompt"  # the paper reads the mean of 10 answer tokens; refusal is in the prompt
+ASKED = ("safety", "benign")  # the parts whose prompts are answered: harmful requests, then harmless ones
 OPENINGS = ("refusing", "complying")  # what a set becomes whose answers are replaced by an opening
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Which prompts were answered by every model, and how: `ids` are rows by part, `temperature` 0 is greedy, `opening`
+    is what a refusal begins with."""
+
+    ids: Mapping[str, tuple[str, ...]]
+    opening: str
+    temperature: float
+    new_tokens: int
+    seed: int
+
+    def made_so(self, temperature: float, most: int, seed: int) -> bool:
+        """Whether an answer was made like this; a greedy one has no seed."""
+        return (temperature, most, seed) == (self.temperature, self.new_tokens, self.seed if self.temperature else 0)
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,7 @@ class ErosionSetting:
     `models` are names by role; `parts` says which set (by the name that its folders have) is "left", "right",
     "harmful", "benign" or "safety", and `controls` are further harmless sets. `openings` are the texts of the two
     openings of an answer, `ending` the tokens that the template prints behind them, None where no openings were read.
-    `k` is the number of components of a subspace, None: counted.
+    `k` is the number of components of a subspace, None: counted. `generation` is None where nothing was generated.
     """
 
     models: Mapping[str, str]
@@ -38,6 +55,7 @@ class ErosionSetting:
     seed: int = 0
     notes: tuple[str, ...] = ()
     command: str = ""
+    generation: Generation | None = None
 
     @property
     def opened(self) -> tuple[str, ...]:
@@ -102,8 +120,15 @@ def read_setting(folder: Path) -> ErosionSetting:
     try:
         for name in ("controls", "openings", "notes"):
             content[name] = tuple(content[name])  # type: ignore[arg-type]
+        if content.get("generation"):
+            content["generation"] = _generation(content["generation"])  # type: ignore[arg-type]
         return ErosionSetting(**content)  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{folder / EROSION_FILE} is not that of a run of this version ({error}). Give the erosion command again."
         ) from error
+
+
+def _generation(content: Mapping[str, object]) -> Generation:
+    ids = {part: tuple(some) for part, some in content["ids"].items()}  # type: ignore[attr-defined]
+    return Generation(**{**content, "ids": ids})  # type: ignore[arg-type]

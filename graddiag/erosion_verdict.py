@@ -43,7 +43,8 @@ def answers(found: Erosion) -> tuple[Answer, ...]:
 
 def erosion_verdict(found: Erosion) -> list[str]:
     """What was compared, one line per question, and limits; brackets hold 95 % intervals."""
-    return [_first(found), *(a.line for a in answers(found)), *_limits(found)]
+    generated = [] if found.samples is None else [found.samples.line]
+    return [_first(found), *(a.line for a in answers(found)), *generated, *_limits(found)]
 
 
 def _first(found: Erosion) -> str:

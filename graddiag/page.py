@@ -18,6 +18,7 @@ from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.picture import Picture
 from graddiag.rules import LIMITS, RULES
+from graddiag.sample_views import SampleView
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
 
@@ -46,7 +47,8 @@ class Page:
 
 @dataclass(frozen=True)
 class PicturePage:
-    """What the page of a monitored run, or of three models, shows; `images` are the figures (SVG) by name."""
+    """What the page of a monitored run, or of three models, shows; `images` are the figures (SVG) by name, `samples`
+    what the models answered."""
 
     title: str
     verdict: Sequence[str]
@@ -55,6 +57,7 @@ class PicturePage:
     images: Mapping[str, bytes]
     tables: Mapping[str, Table]
     facts: Mapping[str, str]
+    samples: SampleView | None = None
 
 
 def render_page(page: Page) -> str:

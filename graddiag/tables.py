@@ -174,6 +174,7 @@ def unit(key: str) -> str:
 
 _FAMILIES = {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token", "tokens": "share of the mean gap"}
 _STEMS = {  # the first that fits
+    "generated/": "share, 0..1",
     "behaviour/refusal": "nats",
     "behaviour/": "nats/token",
     "direction/refusal/cosine": "cosine",
