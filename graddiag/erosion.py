@@ -12,6 +12,7 @@ from graddiag.closing import answer_length
 from graddiag.data import ExampleSet
 from graddiag.encoding import EncodedSet, encode
 from graddiag.erosion_generation import answer_prompts, check_kept, plan_generation
+from graddiag.erosion_interventions import RANDOM_SUBSPACES, check_interventions, remove_shared
 from graddiag.erosion_report import Eroded, report_erosion
 from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
 from graddiag.erosion_setting import (
@@ -19,6 +20,7 @@ from graddiag.erosion_setting import (
     FIRST,
     PROMPT,
     TUNED,
+    ErosionRun,
     ErosionSetting,
     Generation,
     save_setting,
@@ -65,6 +67,8 @@ def erode(
     generate: int = 0,
     temperature: float = 0.0,
     new_tokens: int = NEW_TOKENS,
+    intervene: Sequence[int] = (),
+    random_subspaces: int = RANDOM_SUBSPACES,
     out: str | Path | None = None,
     overwrite: bool = False,
     figures: bool = True,
@@ -86,6 +90,10 @@ def erode(
     With `generate`, every model answers the first so many prompts of `safety` and of `benign` (greedy, or drawn at the
     `temperature`, at most `new_tokens` tokens); the answers are kept in `out`, and nothing judges them.
 
+    With `intervene`, the space that the shifts of `left` and `right` share is removed from the tuned model's states
+    behind these layers, fitted on one half of the clusters and read on the other: what does that change in harmful
+    answers, in harmless ones, and how much does each of `random_subspaces` of two kinds?
+
     Losses and states of every set are saved in `out`, in MODEL-SET folders; the same call again continues an
     interrupted run. Raises UsageError, DataError or ResourceError with what to do, before anything long where the input
     shows it.
@@ -104,6 +112,9 @@ def erode(
         dtype=dtype,
         device=device,
     )
+    if intervene:
+        n_layers = models.models[TUNED].n_layers
+        check_interventions(intervene, random_subspaces, sets.parts, layers, n_layers)
     folder = Path(out) if out else default_folder(aligned, tuned)
     how = plan_generation(sets, generate, temperature=temperature, new_tokens=new_tokens, opening=refusing, seed=seed)
     if how is not None:
@@ -123,6 +134,12 @@ def erode(
         command=command,
         generation=reading.generation,
     )
+    if intervene:
+        removed = remove_shared(
+            ErosionRun(folder, setting), models, intervene, random_subspaces, reading.losses, batch_tokens=batch_tokens,
+            overwrite=overwrite, quiet=quiet,
+        )  # fmt: skip
+        setting = replace(setting, removal=removed)
     with disk_named(folder):
         save_setting(folder, setting)
     return report_erosion(folder, figures=figures)
@@ -169,6 +186,11 @@ class _Reading:
             self._store(of, one, turn.role)
         if self.how is not None:
             self._ask(turn, [one for _, one in rows], self.how, whole.provenance.weights)
+
+    def losses(self, turn: Turn) -> tuple[Reader, dict[str, EncodedSet]]:
+        """A reader of losses alone, and every set with its own answers, by name."""
+        of = self._reader(turn, ())
+        return of, {s.name: self._encoded(s, turn.tokenizer, of) for s in self.sets.own}
 
     def _ask(self, turn: Turn, rows: Sequence[EncodedSet], how: Generation, weights: str) -> None:
         answered = answer_prompts(turn, self.sets, rows, how, self.folder, weights=weights, quiet=self.quiet)

@@ -51,6 +51,13 @@ HOW = together(
     ),
     option("--temperature", default=0.0, help="Of generated answers; 0 is greedy."),
     option("--new-tokens", default=128, help="Most tokens of a generated answer."),
+    option(
+        "--intervene",
+        default=None,
+        metavar="N,N,...",
+        help="Read given answers again without what the shifts of --left and --right share behind these layers.",
+    ),
+    option("--random-subspaces", default=10, help="Of --intervene: random subspaces of each kind, the control."),
     option("--no-figures", is_flag=True, help="Leave figures and page out."),
 )
 
@@ -60,6 +67,7 @@ HOW = together(
 @common
 def erosion(
     *, aligned: str | None, tuned: str | None, base: str | None, control: tuple[str, ...], layers: str | None,
+    intervene: str | None,
     revision: tuple[str, ...], components: int | None, no_figures: bool, as_json: bool, quiet: bool,
     thresholds: list[Threshold], left: str, right: str, harmful: str, benign: str, safety: str, **settings: object,
 ) -> int:  # fmt: skip
@@ -75,6 +83,7 @@ def erosion(
     named = {"left": left, "right": right, "harmful": harmful, "benign": benign, "safety": safety}
     found = erode(
         aligned=aligned, tuned=tuned, base=base, controls=_controls(control), layers=_layers(layers),
+        intervene=_layers(intervene, "--intervene") or (),
         revisions=_revisions(revision), k=components,
         figures=not no_figures, quiet=quiet, command=command_line(),
         **{part: None if one == "none" else one for part, one in named.items()}, **settings,  # type: ignore[arg-type]
@@ -100,10 +109,10 @@ def _revisions(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _layers(text: str | None) -> list[int] | None:
+def _layers(text: str | None, option: str = "--layers") -> list[int] | None:
     if text is None:
         return None
     try:
         return [int(n) for n in text.split(",")]
     except ValueError:
-        raise UsageError(f"--layers {text!r} is no list of layers. Give numbers from 0, such as 0,8,16.") from None
+        raise UsageError(f"{option} {text!r} is no list of layers. Give numbers from 0, such as 0,8,16.") from None

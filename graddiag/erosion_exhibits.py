@@ -11,11 +11,12 @@ from graddiag.erosion_findings import Erosion, Refusals
 from graddiag.erosion_verdict import answers
 from graddiag.picture import Picture
 from graddiag.plotting import plot
+from graddiag.removal_exhibits import fit_table, removal_picture, removal_rows
 from graddiag.sample_views import answer_table, share_table
 from graddiag.statistics import Estimate
 from graddiag.tables import Cell, Table, block_table, summary_table
 
-FIGURES = ("behaviour", "refusals", "direction", "refusal_direction", "subspace")
+FIGURES = ("behaviour", "refusals", "direction", "refusal_direction", "subspace", "intervention")
 _ENDS = ("low", "high", "p")
 
 
@@ -26,6 +27,7 @@ def erosion_pictures(found: Erosion) -> tuple[Picture, ...]:
     out += [_direction(found.direction)] if found.direction else []
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
+    out += [removal_picture(found.removal)] if found.removal else []
     return tuple(out)
 
 
@@ -38,6 +40,8 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
     }
     if found.behaviour is not None:
         out["Every answer"] = _answers(found.behaviour, found.beside)
+    if found.removal is not None:
+        out |= {"What was removed": fit_table(found.removal), "Every answer without it": removal_rows(found.removal)}
     if found.samples is not None:
         out |= {
             "Generated answers that begin as a refusal": share_table(found.samples),

@@ -20,6 +20,7 @@ from graddiag.analyzers import (
 )
 from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
+from graddiag.erosion_removal import Removal, removal, removal_notes
 from graddiag.erosion_samples import Samples, samples
 from graddiag.erosion_setting import (
     ALIGNED,
@@ -36,7 +37,7 @@ from graddiag.statistics import Estimate, difference_of_means
 
 Summary = dict[str, float | None]
 _UNDEFINED = Estimate(math.nan)
-_KINDS = {"behaviour": "loss", "generated": "generated answers"}
+_KINDS = {"behaviour": "loss", "intervention": "loss", "generated": "generated answers"}
 _ENDS = ("", "/low", "/high", "/p")
 ALWAYS = tuple(  # there also where an analysis had nothing to work on, and then undefined
     f"{stem}{end}"
@@ -92,6 +93,7 @@ class Erosion:
     origins: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
     samples: Samples | None = None
+    removal: Removal | None = None
 
     def summary(self) -> Summary:
         """The flat keys of all results; None where undefined."""
@@ -99,7 +101,8 @@ class Erosion:
         for result in (self.behaviour, self.refusals, self.direction, self.refusal_direction, self.subspace):
             if result is not None:
                 out |= result.summary()
-        out |= {} if self.samples is None else self.samples.summary()
+        for more in (self.samples, self.removal):
+            out |= {} if more is None else more.summary()
         for name, one in self.beside.items():
             out |= one.interaction.keys(f"behaviour/interaction/control:{name}")
             out |= one.benign.change.keys(f"behaviour/control:{name}")
@@ -135,8 +138,9 @@ def analyse(run: ErosionRun) -> Erosion:
         refusal_direction=_refusal_direction(run),
         subspace=_subspace(run),
         origins=_origins(run),
-        warnings=tuple(dict.fromkeys((*run.setting.notes, *_warnings(run)))),
+        warnings=tuple(dict.fromkeys((*run.setting.notes, *_warnings(run), *removal_notes(run.setting.removal)))),
         samples=samples(run),
+        removal=removal(run),
     )
 
 

@@ -19,7 +19,14 @@ from graddiag.sample_views import SampleView, sample_view
 from graddiag.tables import to_csv
 from graddiag.text import visible
 
-_NAMES = (*FIGURES, "answers", "generated", "generated_shares")  # tables that not every run has
+_NAMES = (
+    *FIGURES,
+    "answers",
+    "generated",
+    "generated_shares",
+    "intervention_fits",
+    "intervention_rows",
+)  # tables that not every run has
 
 
 @dataclass(frozen=True)

@@ -133,16 +133,18 @@ class Samples:
     def line(self) -> str:
         """What the shares are, as one sentence, and that nothing judges the answers."""
         start = first_words(self.opening)
-        said = [f"{part} {', '.join(self._said(part, m, start) for m in self.models)}" for part in self.parts]
+        said = [
+            f"{part} {', '.join(f'{m} {self.counted(part, m, start)}' for m in self.models)}" for part in self.parts
+        ]
         return (
             f"Generated answers that begin with {visible(start, limit=QUOTE)!r}: {'; '.join(said)}. They are there to "
             "be read: nothing judges them, and a refusal in other words is not counted."
         )
 
-    def _said(self, part: str, model: str, start: str) -> str:
-        e, some = self.share(part, model, start), self.of(part, model)
-        hits = sum(begins(a.text, start) for a in some)
-        return f"{model} {hits} of {len(some)} [{e.low:.0%}, {e.high:.0%}]"
+    def counted(self, part: str, model: str, opening: str) -> str:
+        """How many of the answers begin with the opening, with the interval of their share."""
+        e, some = self.share(part, model, opening), self.of(part, model)
+        return f"{sum(begins(a.text, opening) for a in some)} of {len(some)} [{e.low:.0%}, {e.high:.0%}]"
 
 
 def samples(run: ErosionRun) -> Samples | None:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from graddiag.alarms import RULES as ALARM_RULES
 from graddiag.besides import BesideView
-from graddiag.erosion_rules import MOVED_RULES, SHARED_RULES
+from graddiag.erosion_rules import MOVED_RULES, REMOVED_RULES, SHARED_RULES
 from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.picture import Picture
@@ -72,7 +72,8 @@ def render_training_page(page: PicturePage) -> str:
 
 def render_erosion_page(page: PicturePage) -> str:
     """The page of three models as HTML."""
-    return _environment().get_template("erosion.html.j2").render(page=page, tables_of_rules=(MOVED_RULES, SHARED_RULES))
+    rules = (MOVED_RULES, SHARED_RULES, REMOVED_RULES)
+    return _environment().get_template("erosion.html.j2").render(page=page, tables_of_rules=rules)
 
 
 def _environment() -> Environment:

@@ -43,7 +43,7 @@ def sample_view(result: Samples) -> SampleView:
         rows = zip(*(some[:MOST_PROMPTS] for some in of), strict=True)
         left = f" (the first {MOST_PROMPTS} of {len(of[0])})" if len(of[0]) > MOST_PROMPTS else ""
         groups.append((f"Prompts of {part}{left}", tuple(_asked(row) for row in rows)))
-    return SampleView(_reading(result), share_table(result), tuple(groups))
+    return SampleView(_reading(result), _counts(result), tuple(groups))
 
 
 def _reading(result: Samples) -> str:
@@ -73,7 +73,20 @@ def _heading(answer: MadeAnswer) -> str:
 def _lines(text: str) -> Markup:
     cut = len(text) - MOST_CHARACTERS
     lines = [escape(visible(line)) for line in text[:MOST_CHARACTERS].split("\n")]
-    return Markup("\n").join(lines) + (f"… ({cut} more characters)" if cut > 0 else "")
+    return Markup("↵\n").join(lines) + (f"… ({cut} more characters)" if cut > 0 else "")
+
+
+def _counts(result: Samples) -> Table:
+    """The shares as they stand on the page: counts, and intervals in brackets."""
+    openings = (result.opening, first_words(result.opening))
+    lines: list[tuple[Cell, ...]] = []
+    for part in result.parts:
+        for model in result.models:
+            cut = sum(not a.ended for a in result.of(part, model))
+            lines.append((part, model, cut, *(result.counted(part, model, o) for o in openings)))
+    return Table(
+        "generated_shares", ("set", "model", "cut off", "begin with the opening", "with its first words"), tuple(lines)
+    )
 
 
 def share_table(result: Samples) -> Table:

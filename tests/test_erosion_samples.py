@@ -197,6 +197,6 @@ def test_texts_of_models_are_shown_and_never_obeyed():
     assert not {"script", "img", "b"} & set(found.names)
     assert "\x1b" not in html
     assert "\u202e" not in html
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;\n") == 2, "the line break is made"
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;↵\n") == 2, "the line break is made"
     assert "more characters" in html
     assert "a &amp; b" in html
