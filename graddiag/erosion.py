@@ -13,6 +13,7 @@ from graddiag.data import ExampleSet
 from graddiag.encoding import EncodedSet, encode
 from graddiag.erosion_generation import answer_prompts, check_kept, plan_generation
 from graddiag.erosion_interventions import RANDOM_SUBSPACES, check_interventions, remove_shared
+from graddiag.erosion_next_tokens import PROMPTS, NextTokens
 from graddiag.erosion_report import Eroded, report_erosion
 from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
 from graddiag.erosion_setting import (
@@ -27,6 +28,7 @@ from graddiag.erosion_setting import (
     table_folder,
 )
 from graddiag.errors import DataError
+from graddiag.expected_tokens import keep_tokens
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE
 from graddiag.files import disk_named
 from graddiag.generation import NEW_TOKENS
@@ -67,6 +69,7 @@ def erode(
     generate: int = 0,
     temperature: float = 0.0,
     new_tokens: int = NEW_TOKENS,
+    next_tokens: int = PROMPTS,
     intervene: Sequence[int] = (),
     random_subspaces: int = RANDOM_SUBSPACES,
     out: str | Path | None = None,
@@ -88,7 +91,8 @@ def erode(
     ids are by role.
 
     With `generate`, every model answers the first so many prompts of `safety` and of `benign` (greedy, or drawn at the
-    `temperature`, at most `new_tokens` tokens); the answers are kept in `out`, and nothing judges them.
+    `temperature`, at most `new_tokens` tokens); the answers are kept in `out`, and nothing judges them. After the first
+    `next_tokens` prompts of each, the most probable first tokens of the models are read.
 
     With `intervene`, the space that the shifts of `left` and `right` share is removed from the tuned model's states
     behind these layers, fitted on one half of the clusters and read on the other: what does that change in harmful
@@ -120,8 +124,12 @@ def erode(
     if how is not None:
         check_kept(folder, how, overwrite=overwrite)
     length = max_length or models.max_length
-    reading = _Reading(sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet, how)
+    reading = _Reading(
+        sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet, how,
+        NextTokens(sets, next_tokens),
+    )  # fmt: skip
     models.visit(reading.read)
+    expected = reading.next.tables(models.models[ALIGNED].tokenizer, list(models.models))
     setting = ErosionSetting(
         models={role: reading.names[role] for role in models.models},
         parts=sets.parts,
@@ -133,6 +141,7 @@ def erode(
         notes=tuple(dict.fromkeys((*sets.notes, *reading.notes))),
         command=command,
         generation=reading.generation,
+        next_tokens=len(expected),
     )
     if intervene:
         removed = remove_shared(
@@ -141,6 +150,7 @@ def erode(
         )  # fmt: skip
         setting = replace(setting, removal=removed)
     with disk_named(folder):
+        keep_tokens(folder, expected)
         save_setting(folder, setting)
     return report_erosion(folder, figures=figures)
 
@@ -165,6 +175,7 @@ class _Reading:
     overwrite: bool
     quiet: bool
     how: Generation | None
+    next: NextTokens
     names: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     endings: dict[str, int] = field(default_factory=dict)
@@ -184,6 +195,7 @@ class _Reading:
             self._check_endings()
         for of, one in (*rows, *openings):
             self._store(of, one, turn.role)
+        self.next.read(turn, losses, [one for _, one in rows])
         if self.how is not None:
             self._ask(turn, [one for _, one in rows], self.how, whole.provenance.weights)
 

@@ -51,6 +51,7 @@ HOW = together(
     ),
     option("--temperature", default=0.0, help="Of generated answers; 0 is greedy."),
     option("--new-tokens", default=128, help="Most tokens of a generated answer."),
+    option("--next-tokens", default=3, metavar="N", help="Read the next token after the first N prompts; 0 for none."),
     option(
         "--intervene",
         default=None,

@@ -12,7 +12,7 @@ from graddiag.erosion_verdict import answers
 from graddiag.picture import Picture
 from graddiag.plotting import plot
 from graddiag.removal_exhibits import fit_table, removal_picture, removal_rows
-from graddiag.sample_views import answer_table, share_table
+from graddiag.sample_views import answer_table, share_table, token_lines
 from graddiag.statistics import Estimate
 from graddiag.tables import Cell, Table, block_table, summary_table
 
@@ -47,6 +47,8 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
             "Generated answers that begin as a refusal": share_table(found.samples),
             "Every generated answer": answer_table(found.samples),
         }
+    if found.next_tokens:
+        out["Every expected token"] = token_lines(found.next_tokens)
     header = ("model", "set", "rows", "finite", "digest of the rows", "named", "revision", "digest of the weights")
     return out | {"Every table": Table("tables", header, found.origins)}
 

@@ -33,6 +33,7 @@ from graddiag.erosion_setting import (
     ErosionSetting,
     opened_name,
 )
+from graddiag.expected_tokens import AfterPrompt, expected_tokens
 from graddiag.statistics import Estimate, difference_of_means
 
 Summary = dict[str, float | None]
@@ -94,6 +95,7 @@ class Erosion:
     warnings: tuple[str, ...]
     samples: Samples | None = None
     removal: Removal | None = None
+    next_tokens: tuple[AfterPrompt, ...] = ()
 
     def summary(self) -> Summary:
         """The flat keys of all results; None where undefined."""
@@ -141,6 +143,7 @@ def analyse(run: ErosionRun) -> Erosion:
         warnings=tuple(dict.fromkeys((*run.setting.notes, *_warnings(run), *removal_notes(run.setting.removal)))),
         samples=samples(run),
         removal=removal(run),
+        next_tokens=expected_tokens(run),
     )
 
 

@@ -15,7 +15,7 @@ from graddiag.files import strict
 from graddiag.folder import Folder
 from graddiag.page import PicturePage, render_erosion_page
 from graddiag.publishing import SCHEMA, Report
-from graddiag.sample_views import SampleView, sample_view
+from graddiag.sample_views import SampleView, sample_view, token_views
 from graddiag.tables import to_csv
 from graddiag.text import visible
 
@@ -62,7 +62,17 @@ def report_erosion(run: str | Path, *, figures: bool = True) -> Eroded:
     html = None
     if figures:
         images = {p.name: p.write(folder) for p in pictures}
-        page = PicturePage(_title(found), lines, warnings, pictures, images, tables, _facts(found), _view(found))
+        page = PicturePage(
+            _title(found),
+            lines,
+            warnings,
+            pictures,
+            images,
+            tables,
+            _facts(found),
+            _view(found),
+            token_views(found.next_tokens),
+        )
         html = folder.write("report.html", render_erosion_page(page))
     return Eroded(found, Report(out / "report.json", html, found.summary(), lines, warnings), out)
 

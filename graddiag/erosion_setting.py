@@ -82,7 +82,7 @@ class ErosionSetting:
     "harmful", "benign" or "safety", and `controls` are further harmless sets. `openings` are the texts of the two
     openings of an answer, `ending` the tokens that the template prints behind them, None where no openings were read.
     `k` is the number of components of a subspace, None: counted. `generation` is None where nothing was generated,
-    `removal` where nothing was removed from the states.
+    `removal` where nothing was removed from the states. `next_tokens` are prompts after which the next token was read.
     """
 
     models: Mapping[str, str]
@@ -96,6 +96,7 @@ class ErosionSetting:
     command: str = ""
     generation: Generation | None = None
     removal: RemovalSetting | None = None
+    next_tokens: int = 0
 
     @property
     def opened(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.picture import Picture
 from graddiag.rules import LIMITS, RULES
-from graddiag.sample_views import SampleView
+from graddiag.sample_views import SampleView, TokensView
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
 
@@ -48,7 +48,7 @@ class Page:
 @dataclass(frozen=True)
 class PicturePage:
     """What the page of a monitored run, or of three models, shows; `images` are the figures (SVG) by name, `samples`
-    what the models answered."""
+    what the models answered, `next_tokens` the tokens that they expect first."""
 
     title: str
     verdict: Sequence[str]
@@ -58,6 +58,7 @@ class PicturePage:
     tables: Mapping[str, Table]
     facts: Mapping[str, str]
     samples: SampleView | None = None
+    next_tokens: Sequence[TokensView] = ()
 
 
 def render_page(page: Page) -> str:

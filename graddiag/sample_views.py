@@ -1,12 +1,14 @@
-"""Generated answers as tables, and side by side on the page."""
+"""Generated answers, and the tokens that are expected first after a prompt, as tables and side by side on the page."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
 from graddiag.erosion_samples import MadeAnswer, Samples, first_words
+from graddiag.expected_tokens import AfterPrompt
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
 
@@ -30,6 +32,15 @@ class SampleView:
     reading: str
     shares: Table
     groups: tuple[tuple[str, tuple[Asked, ...]], ...]
+
+
+@dataclass(frozen=True)
+class TokensView:
+    """One prompt on the page (safe as markup) and the tokens that the models expect first."""
+
+    title: str
+    prompt: Markup
+    table: Table
 
 
 def sample_view(result: Samples) -> SampleView:
@@ -60,8 +71,7 @@ def _reading(result: Samples) -> str:
 
 def _asked(row: tuple[MadeAnswer, ...]) -> Asked:
     first = row[0]
-    prompt = Markup("\n").join(_lines(text if role == "user" else f"[{role}] {text}") for role, text in first.messages)
-    return Asked(visible(first.id), prompt, tuple((_heading(a), _lines(a.text)) for a in row))
+    return Asked(visible(first.id), prompt_text(first.messages), tuple((_heading(a), _lines(a.text)) for a in row))
 
 
 def _heading(answer: MadeAnswer) -> str:
@@ -74,6 +84,42 @@ def _lines(text: str) -> Markup:
     cut = len(text) - MOST_CHARACTERS
     lines = [escape(visible(line)) for line in text[:MOST_CHARACTERS].split("\n")]
     return Markup("↵\n").join(lines) + (f"… ({cut} more characters)" if cut > 0 else "")
+
+
+def prompt_text(messages: tuple[tuple[str, str], ...]) -> Markup:
+    """A prompt as it stands on the page: turns of others than the user are named."""
+    return Markup("\n").join(_lines(text if role == "user" else f"[{role}] {text}") for role, text in messages)
+
+
+def token_views(found: tuple[AfterPrompt, ...]) -> tuple[TokensView, ...]:
+    """One table a prompt for the page: tokens, and probability and rank under each model."""
+    return tuple(TokensView(f"{p.part}: {visible(p.id)}", prompt_text(p.messages), _tokens(p)) for p in found)
+
+
+def _tokens(prompt: AfterPrompt) -> Table:
+    roles = list(prompt.tokens[0].rank)
+    header = ("token", *(f"{r}{what}" for r in roles for what in ("", " rank")))
+    lines = [
+        (repr(t.text), *(x for r in roles for x in (_probability(t.log_probability[r]), t.rank[r])))
+        for t in prompt.tokens
+    ]
+    return Table("next_tokens", header, tuple(lines))
+
+
+def _probability(log: float | None) -> float:
+    return 0.0 if log is None else math.exp(log)
+
+
+def token_lines(found: tuple[AfterPrompt, ...]) -> Table:
+    """A line per prompt and token, with its log-probability (nats) and rank under each model."""
+    roles = list(found[0].tokens[0].rank)
+    header = ("set", "id", "token", "text", *(f"{r}{what}" for r in roles for what in ("", "_rank")))
+    lines = [
+        (p.part, p.id, t.id, t.text, *(x for r in roles for x in (t.log_probability[r], t.rank[r])))
+        for p in found
+        for t in p.tokens
+    ]
+    return Table("next_tokens", header, tuple(lines))
 
 
 def _counts(result: Samples) -> Table:

@@ -74,6 +74,9 @@ def test_no_row_is_read_by_a_fit_that_has_its_cluster_or_its_text(done, halves):
         table = run_.change_on(name).left
         for cluster, digest in zip(table.clusters, table.digests, strict=True):
             assert sum(f.reads(cluster, digest) for f in halves) == 1
+    for half in halves:
+        fitted = [sum(c in half.clusters for c in run_.change_on(side).left.clusters) for side in ("left", "right")]
+        assert {s.n_rows for s in half.spaces.values()} == {tuple(fitted)}
     known = next(iter(first.digests))
     assert not first.reads("a cluster of no set", known)
 

@@ -123,6 +123,16 @@ def test_answers_made_otherwise_are_refused_and_replaced_only_if_that_is_said(mo
     assert texts[0] != texts[1]
 
 
+@pytest.mark.parametrize("other", [{"weights": "of another model"}, {"temperature": 0.5}])
+def test_an_answer_that_was_made_otherwise_is_no_part_of_the_report(done, tmp_path, other):
+    out = shutil.copytree(done.out, tmp_path / "copy")
+    first, *rest = read_answers(out)
+    changed_line = replace(first, made=replace(first.made, **other)).line
+    (out / GENERATED_FILE).write_text("".join(f"{x}\n" for x in (changed_line, *(a.line for a in rest))))
+    with pytest.raises(DataError, match="lacks 1 of 8 answers"):
+        report(out)
+
+
 def test_nothing_is_generated_unless_asked(models, tmp_path):
     found = run(tmp_path, **models, **{**ASK, "generate": 0})
     assert not (tmp_path / GENERATED_FILE).exists()
