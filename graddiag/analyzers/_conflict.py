@@ -19,6 +19,7 @@ from graddiag.grams import Grams, block_products
 from graddiag.permutations import Null, partner_permutations, permuted_partners
 from graddiag.relabelling import Relabellings
 from graddiag.row_layout import RowLayout
+from graddiag.signals import check_gradients
 from graddiag.statistics import (
     COSINE,
     Estimate,
@@ -238,9 +239,10 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0, gra
     sides' rows that are known already.
 
     Paired cosines are exact where the comparison has exact products. With `center` everything comes from the projected
-    gradients, since exact products are of gradients that are not centred.
+    gradients, since exact products are of gradients that are not centred. Raises DataError where there are none.
     """
     left = comparison.left
+    check_gradients(left.space, left.provenance.data)
     frame = _Frame.of(comparison, seed)
     known = exact_pairs(comparison, comparison.pairs) if comparison.pairs is not None and not center else None
     prepare: Callable[[Float[np.ndarray, "m m"]], Float[np.ndarray, "m m"]] = centre if center else np.asarray
