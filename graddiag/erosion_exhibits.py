@@ -41,7 +41,10 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
     if found.behaviour is not None:
         out["Every answer"] = _answers(found.behaviour, found.beside)
     if found.removal is not None:
-        out |= {"What was removed": fit_table(found.removal), "Every answer without it": removal_rows(found.removal)}
+        out |= {
+            "What was removed": fit_table(found.removal),
+            "Every answer without what is shared": removal_rows(found.removal),
+        }
     if found.samples is not None:
         out |= {
             "Generated answers that begin as a refusal": share_table(found.samples),

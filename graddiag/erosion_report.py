@@ -124,5 +124,15 @@ def _facts(found: Erosion) -> dict[str, str]:
         "refusing opening": refusing or "none",
         "complying opening": complying or "none",
         "components of a subspace": "counted" if setting.k is None else str(setting.k),
+        "generated answers": _generated(found),
+        "removed from the tuned model": "nothing" if setting.removal is None else setting.removal.where,
         "versions": f"graddiag {version('graddiag')}",
     }
+
+
+def _generated(found: Erosion) -> str:
+    how = found.setting.generation
+    if how is None:
+        return "none"
+    n = max(len(ids) for ids in how.ids.values())
+    return f"{n} prompts a set, temperature {how.temperature:g}, at most {how.new_tokens} tokens, seed {how.seed}"
