@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from graddiag.analyzers import N_NULL
 from graddiag.closing import answer_length
 from graddiag.data import ExampleSet
 from graddiag.encoding import EncodedSet, encode
@@ -19,6 +20,7 @@ from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
 from graddiag.erosion_setting import (
     ALIGNED,
     FIRST,
+    MODELS,
     PROMPT,
     TUNED,
     ErosionRun,
@@ -27,7 +29,8 @@ from graddiag.erosion_setting import (
     save_setting,
     table_folder,
 )
-from graddiag.errors import DataError
+from graddiag.erosion_weights import weights_kept
+from graddiag.errors import DataError, UsageError
 from graddiag.expected_tokens import keep_tokens
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE
 from graddiag.files import disk_named
@@ -55,6 +58,8 @@ def erode(
     complying: str = COMPLYING,
     layers: Sequence[int] | None = None,
     k: int | None = None,
+    n_null: int = N_NULL,
+    weights: bool = True,
     lend_template: bool = False,
     revisions: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
@@ -87,8 +92,9 @@ def erode(
     requests of the refusal score, which compares the openings `refusing` and `complying`. `left` and `right` are the
     sets whose shifts are compared. A set that is None is left out, and with it what needs it; without `base` there is
     no alignment direction. `layers` are those whose states are read (all by default), `k` the components of a subspace
-    (None: counted). `lend_template` gives the base the aligned model's tokenizer and chat template; `revisions` of hub
-    ids are by role.
+    (None: counted), `n_null` the draws of each null of their overlap. With `weights` the update of the weights is
+    compared too, read from the models' files a tensor at a time; where that cannot be done a warning says why.
+    `lend_template` gives the base the aligned model's tokenizer and chat template; `revisions` of hub ids are by role.
 
     With `generate`, every model answers the first so many prompts of `safety` and of `benign` (greedy, or drawn at the
     `temperature`, at most `new_tokens` tokens); the answers are kept in `out`, and nothing judges them. After the first
@@ -102,6 +108,8 @@ def erode(
     interrupted run. Raises UsageError, DataError or ResourceError with what to do, before anything long where the input
     shows it.
     """
+    if n_null < 1:
+        raise UsageError(f"{n_null} draws are no null. Give at least 1, or leave it out: {N_NULL}.")
     given = {"left": left, "right": right, "harmful": harmful, "benign": benign, "safety": safety}
     sets = read_erosion_sets(
         given, controls, openings=(refusing, complying), k=k, limit=limit, skip_bad_rows=skip_bad_rows
@@ -129,20 +137,13 @@ def erode(
         NextTokens(sets, next_tokens),
     )  # fmt: skip
     models.visit(reading.read)
+    unread = weights_kept(models, folder, reading.digests, overwrite=overwrite, quiet=quiet) if weights else None
     expected = reading.next.tables(models.models[ALIGNED].tokenizer, list(models.models))
-    setting = ErosionSetting(
-        models={role: reading.names[role] for role in models.models},
-        parts=sets.parts,
-        controls=sets.controls,
-        openings=(refusing, complying) if sets.opened else ("", ""),
-        ending=reading.ending,
-        k=k,
-        seed=seed,
-        notes=tuple(dict.fromkeys((*sets.notes, *reading.notes))),
-        command=command,
-        generation=reading.generation,
+    setting = reading.setting((refusing, complying), [unread] if unread else [])
+    setting = replace(
+        setting, k=k, n_null=n_null, weights=weights and not unread, seed=seed, command=command,
         next_tokens=len(expected),
-    )
+    )  # fmt: skip
     if intervene:
         removed = remove_shared(
             ErosionRun(folder, setting), models, intervene, random_subspaces, reading.losses, batch_tokens=batch_tokens,
@@ -177,6 +178,7 @@ class _Reading:
     how: Generation | None
     next: NextTokens
     names: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     endings: dict[str, int] = field(default_factory=dict)
     asked: list[dict[str, tuple[str, ...]]] = field(default_factory=list)
@@ -186,6 +188,7 @@ class _Reading:
         """All sets under one model, saved. Raises DataError where a row cannot be encoded before any is read."""
         self.names[turn.role] = model_name(turn.name)
         whole = self._reader(turn, (FIRST, PROMPT))
+        self.digests[turn.role] = whole.provenance.weights
         self._check_space(whole)
         losses = self._reader(turn, ())
         rows = [(whole, self._encoded(s, turn.tokenizer, whole)) for s in self.sets.own]
@@ -207,6 +210,18 @@ class _Reading:
     def _ask(self, turn: Turn, rows: Sequence[EncodedSet], how: Generation, weights: str) -> None:
         answered = answer_prompts(turn, self.sets, rows, how, self.folder, weights=weights, quiet=self.quiet)
         self.asked.append(answered)
+
+    def setting(self, openings: tuple[str, str], notes: Sequence[str]) -> ErosionSetting:
+        """What must be kept of the models and sets that were read, so that the report needs neither."""
+        return ErosionSetting(
+            models={role: self.names[role] for role in MODELS if role in self.names},
+            parts=self.sets.parts,
+            controls=self.sets.controls,
+            openings=openings if self.sets.opened else ("", ""),
+            ending=self.ending,
+            notes=tuple(dict.fromkeys((*self.sets.notes, *self.notes, *notes))),
+            generation=self.generation,
+        )
 
     def _check_space(self, of: Reader) -> None:
         """Raises DataError where this model's tables could not be compared with the first one's; a base may have a chat

@@ -45,6 +45,8 @@ SETS = together(
 HOW = together(
     option("--layers", default=None, metavar="N,N,...", help="Layers whose states are read, from 0.  [default: all]"),
     option("--components", default=None, type=int, help="Dimensions of a subspace.  [default: counted]"),
+    option("--nulls", default=199, help="Draws of each null of an overlap; no p is below 1 / (1 + draws)."),
+    option("--no-weights", is_flag=True, help="Leave out what happened to the weights."),
     option("--seed", default=0, help="Seed of halves, nulls and sign flips."),
     option(
         "--generate", default=0, metavar="N", help="Let every model answer the first N prompts of --safety, --benign."
@@ -68,11 +70,11 @@ HOW = together(
 @common
 def erosion(
     *, aligned: str | None, tuned: str | None, base: str | None, control: tuple[str, ...], layers: str | None,
-    intervene: str | None,
-    revision: tuple[str, ...], components: int | None, no_figures: bool, as_json: bool, quiet: bool,
-    thresholds: list[Threshold], left: str, right: str, harmful: str, benign: str, safety: str, **settings: object,
+    revision: tuple[str, ...], components: int | None, nulls: int, no_weights: bool, no_figures: bool, as_json: bool,
+    intervene: str | None, quiet: bool, thresholds: list[Threshold], left: str, right: str, harmful: str, benign: str,
+    safety: str, **settings: object,
 ) -> int:  # fmt: skip
-    """Base, aligned and tuned model side by side: behaviour, alignment direction, shared dimension.
+    """Base, aligned and tuned model side by side: behaviour, alignment direction, shared dimension, weights.
 
     Losses and hidden states of every set are read under each model, one model in memory at a time, and saved; the same
     command again continues an interrupted run. Nothing is generated without --generate, and nothing judges an answer.
@@ -85,7 +87,7 @@ def erosion(
     found = erode(
         aligned=aligned, tuned=tuned, base=base, controls=_controls(control), layers=_layers(layers),
         intervene=_layers(intervene, "--intervene") or (),
-        revisions=_revisions(revision), k=components,
+        revisions=_revisions(revision), k=components, n_null=nulls, weights=not no_weights,
         figures=not no_figures, quiet=quiet, command=command_line(),
         **{part: None if one == "none" else one for part, one in named.items()}, **settings,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from graddiag.analyzers import AnswerChange, Behaviour, Direction, RefusalDirection, SubspaceOverlap
+from graddiag.change_exhibits import shifts_picture, weights_picture
 from graddiag.erosion_findings import Erosion, Refusals
 from graddiag.erosion_verdict import answers
 from graddiag.picture import Picture
@@ -16,7 +18,9 @@ from graddiag.sample_views import answer_table, share_table, token_lines
 from graddiag.statistics import Estimate
 from graddiag.tables import Cell, Table, block_table, summary_table
 
-FIGURES = ("behaviour", "refusals", "direction", "refusal_direction", "subspace", "intervention")
+FIGURES = (
+    "behaviour", "refusals", "direction", "refusal_direction", "subspace", "intervention", "shifts", "weights",
+)  # fmt: skip
 _ENDS = ("low", "high", "p")
 
 
@@ -28,6 +32,8 @@ def erosion_pictures(found: Erosion) -> tuple[Picture, ...]:
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
     out += [removal_picture(found.removal)] if found.removal else []
+    out += [shifts_picture(found.shifts)] if found.shifts.of else []
+    out += [weights_picture(found.weights)] if found.weights else []
     return tuple(out)
 
 
@@ -36,7 +42,7 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
     out = {
         "Every question": _questions(found),
         "Every key": summary_table(found.summary(), found.kinds()),
-        "Every layer": block_table(found.blocks()),
+        "Every layer": block_table(found.sites()),
     }
     if found.behaviour is not None:
         out["Every answer"] = _answers(found.behaviour, found.beside)
@@ -146,9 +152,8 @@ def _subspace(result: SubspaceOverlap) -> Picture:
         "same number is by chance and what harmless rows have with the second set. An overlap that the harmless rows "
         "have too has nothing to do with harm."
     )
-    return Picture(
-        "subspace", "Shared dimension by layer", reading, lambda: plot(result), block_table(result.site_summary())
-    )
+    table = replace(block_table(result.site_summary()), name="subspace")
+    return Picture("subspace", "Shared dimension by layer", reading, lambda: plot(result), table)
 
 
 def _ends(e: Estimate) -> tuple[float, float, float, float]:

@@ -31,14 +31,20 @@ from graddiag.erosion_setting import (
     TUNED,
     ErosionRun,
     ErosionSetting,
+    model_lines,
     opened_name,
 )
+from graddiag.erosion_shifts import Shifts, read_shifts
+from graddiag.errors import DataError
 from graddiag.expected_tokens import AfterPrompt, expected_tokens
+from graddiag.rules import ALPHA
 from graddiag.statistics import Estimate, difference_of_means
+from graddiag.weight_file import WEIGHTS_FILE, KeptWeights, read_weights
+from graddiag.weight_table import WeightChange, WeightChanges
 
 Summary = dict[str, float | None]
 _UNDEFINED = Estimate(math.nan)
-_KINDS = {"behaviour": "loss", "intervention": "loss", "generated": "generated answers"}
+_KINDS = {"behaviour": "loss", "weights": "weights", "intervention": "loss", "generated": "generated answers"}
 _ENDS = ("", "/low", "/high", "/p")
 ALWAYS = tuple(  # there also where an analysis had nothing to work on, and then undefined
     f"{stem}{end}"
@@ -48,6 +54,9 @@ ALWAYS = tuple(  # there also where an analysis had nothing to work on, and then
     )
     for end in _ENDS
 )  # fmt: skip
+
+
+_NO_WEIGHTS = WeightChanges(WeightChange(math.nan, math.nan), {}, ()).summary()
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ class Erosion:
     direction: Direction | None
     refusal_direction: RefusalDirection | None
     subspace: SubspaceOverlap | None
+    shifts: Shifts
+    weights: WeightChanges | None
     origins: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
     samples: Samples | None = None
@@ -99,8 +110,9 @@ class Erosion:
 
     def summary(self) -> Summary:
         """The flat keys of all results; None where undefined."""
-        out: Summary = dict.fromkeys((*ALWAYS, *self._overlap_keys()))
-        for result in (self.behaviour, self.refusals, self.direction, self.refusal_direction, self.subspace):
+        out: Summary = dict.fromkeys((*ALWAYS, *self._overlap_keys(), *_NO_WEIGHTS))
+        results = (self.behaviour, self.refusals, self.direction, self.refusal_direction, self.subspace, self.weights)
+        for result in results:
             if result is not None:
                 out |= result.summary()
         for more in (self.samples, self.removal):
@@ -111,8 +123,15 @@ class Erosion:
         return out
 
     def blocks(self) -> dict[str, Summary]:
-        """The same keys site by site (layer and position), where an analysis has them."""
-        return {} if self.subspace is None else self.subspace.site_summary()
+        """The same keys site by site, where an analysis has them, and those of the weights by parameter."""
+        return self.sites() | (self.weights.block_summary() if self.weights else {})
+
+    def sites(self) -> dict[str, Summary]:
+        """The keys of the states, site by site (layer and position)."""
+        out = self.shifts.site_summary()
+        for site, keys in (self.subspace.site_summary() if self.subspace else {}).items():
+            out[site] = keys | out.get(site, {})
+        return out
 
     def kinds(self) -> dict[str, str]:
         """What each key was computed from."""
@@ -130,7 +149,7 @@ def analyse(run: ErosionRun) -> Erosion:
 
     Raises DataError where tables are not whole, may not be compared, or have too few rows for what is asked.
     """
-    main = _behaviour(run)
+    main, kept = _behaviour(run), _weights(run)
     return Erosion(
         setting=run.setting,
         behaviour=main,
@@ -139,8 +158,19 @@ def analyse(run: ErosionRun) -> Erosion:
         direction=_direction(run),
         refusal_direction=_refusal_direction(run),
         subspace=_subspace(run),
+        shifts=read_shifts(run),
+        weights=kept.changes if kept else None,
         origins=_origins(run),
-        warnings=tuple(dict.fromkeys((*run.setting.notes, *_warnings(run), *removal_notes(run.setting.removal)))),
+        warnings=tuple(
+            dict.fromkeys(
+                (
+                    *run.setting.notes,
+                    *(kept.notes if kept else ()),
+                    *_warnings(run),
+                    *removal_notes(run.setting.removal),
+                )
+            )
+        ),
         samples=samples(run),
         removal=removal(run),
         next_tokens=expected_tokens(run),
@@ -203,8 +233,23 @@ def _subspace(run: ErosionRun) -> SubspaceOverlap | None:
     others = (*([parts["benign"]] if "benign" in parts else []), *setting.controls)
     controls = {n: run.compared(TUNED, ALIGNED, n) for n in dict.fromkeys(others) if n not in sides}
     return subspace_overlap(
-        run.change("left"), run.change("right"), controls, position=FIRST, k=setting.k, names=sides, seed=setting.seed
-    )
+        run.change("left"), run.change("right"), controls, position=FIRST, k=setting.k, names=sides,
+        n_null=setting.n_null, seed=setting.seed,
+    )  # fmt: skip
+
+
+def _weights(run: ErosionRun) -> KeptWeights | None:
+    if not run.setting.weights:
+        return None
+    kept = read_weights(run.folder / WEIGHTS_FILE)
+    held = model_lines({role: run.table(role, run.setting.sets[0]).provenance.weights for role in run.setting.models})
+    if kept.models != held:
+        others = ", ".join(dict.fromkeys(line.partition(" ")[0] for line in sorted(set(kept.models) ^ set(held))))
+        raise DataError(
+            f"{run.folder / WEIGHTS_FILE} is of other models than the saved tables ({others}). Give the erosion "
+            "command again."
+        )
+    return kept
 
 
 def _origins(run: ErosionRun) -> tuple[tuple[str, ...], ...]:
@@ -223,6 +268,9 @@ def _warnings(run: ErosionRun) -> list[str]:
     out = []
     if _same_weights(run):
         out.append("The tuned and the aligned model have the same weights: nothing can differ between them.")
+    least = 1 / (1 + run.setting.n_null)
+    if least >= ALPHA and _has(run, "left", "right"):
+        out.append(f"With {run.setting.n_null} draws of a null no p of an overlap is below {least:.2g}.")
     for name in run.setting.own_sets:
         change = run.compared(TUNED, ALIGNED, name)
         out += [*change.pairing_warnings, *repeat_warning(change.left)]

@@ -126,6 +126,8 @@ def _facts(found: Erosion) -> dict[str, str]:
         "components of a subspace": "counted" if setting.k is None else str(setting.k),
         "generated answers": _generated(found),
         "removed from the tuned model": "nothing" if setting.removal is None else setting.removal.where,
+        "draws of each null of an overlap": str(setting.n_null),
+        "weights": "compared" if setting.weights else "not compared",
         "versions": f"graddiag {version('graddiag')}",
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from graddiag.analyzers import N_NULL
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
@@ -81,8 +82,9 @@ class ErosionSetting:
     `models` are names by role; `parts` says which set (by the name that its folders have) is "left", "right",
     "harmful", "benign" or "safety", and `controls` are further harmless sets. `openings` are the texts of the two
     openings of an answer, `ending` the tokens that the template prints behind them, None where no openings were read.
-    `k` is the number of components of a subspace, None: counted. `generation` is None where nothing was generated,
-    `removal` where nothing was removed from the states. `next_tokens` are prompts after which the next token was read.
+    `k` is the number of components of a subspace, None: counted, `n_null` the draws of each null of an overlap;
+    `weights` says whether the weights were compared. `generation` is None where nothing was generated, `removal` where
+    nothing was removed from the states; `next_tokens` are prompts after which the next token was read.
     """
 
     models: Mapping[str, str]
@@ -91,6 +93,8 @@ class ErosionSetting:
     openings: tuple[str, str] = ("", "")
     ending: int | None = None
     k: int | None = None
+    n_null: int = N_NULL
+    weights: bool = False
     seed: int = 0
     notes: tuple[str, ...] = ()
     command: str = ""
@@ -147,6 +151,11 @@ class ErosionRun:
     def change_on(self, name: str) -> Comparison:
         """The set of this name under the tuned (left) and the aligned model (right)."""
         return self.compared(TUNED, ALIGNED, name)
+
+
+def model_lines(digests: Mapping[str, str]) -> tuple[str, ...]:
+    """Which models were compared, as text: each role with the digest of its model."""
+    return tuple(f"{role} {digests[role]}" for role in MODELS if role in digests)
 
 
 def is_erosion_run(folder: Path) -> bool:

@@ -9,19 +9,22 @@ from graddiag.analyzers import Direction, LayerRetention, RefusalDirection, Subs
 from graddiag.erosion_findings import Erosion, Refusals
 from graddiag.erosion_removal import Effect, Removal
 from graddiag.erosion_rules import (
+    WAY_RULES,
     Moved,
-    Removed,
     Shared,
+    Way,
     judge_move,
     judge_overlap,
-    judge_removal,
+    judge_way,
     turned,
     worst_layer,
 )
 from graddiag.erosion_setting import ALIGNED, BASE, TUNED
+from graddiag.removal_rules import Removed, judge_removal
 from graddiag.rules import FEW_CLUSTERS
-from graddiag.statistics import Estimate, mean
-from graddiag.text import chance, interval, visible
+from graddiag.statistics import LEVEL, Estimate, mean
+from graddiag.text import chance, interval, number, visible
+from graddiag.weight_table import Product, WeightChanges
 
 NAME_LENGTH = 32  # characters of a name in a line
 _UNDEFINED = Estimate(math.nan)
@@ -49,6 +52,7 @@ def answers(found: Erosion) -> tuple[Answer, ...]:
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
     out += [_removal(found.removal)] if found.removal else []
+    out += [_way_back(found.weights)] if found.weights and BASE in found.setting.models else []
     return tuple(out)
 
 
@@ -180,6 +184,22 @@ def _drawn(e: Effect) -> str:
     """What random subspaces give, uniform ones and such as are drawn like the states."""
     found = {"random": "uniform", "states": "like the states"}
     return " and ".join(f"{mean(getattr(e, k)):+.3f} ({name}, {chance(e.p(k))})" for k, name in found.items())
+
+
+def _way_back(found: WeightChanges) -> Answer:
+    """The parts of single blocks are counted, since one large block can decide the cosine of all as one vector."""
+    whole = found.overall.alignment or Product()
+    parts = [c.alignment for c in found.blocks.values() if c.alignment is not None]
+    words = [judge_way(Way(p.cosine, p.chance_sd)) for p in parts]
+    rule = judge_way(Way(whole.cosine, whole.chance_sd))
+    back, further = (sum(w is r for w in words) for r in WAY_RULES[-2:])
+    by_chance = (1 - LEVEL) * len(parts)
+    numbers = (
+        f"cosine with aligned - base {number(whole.cosine)}, sd {whole.chance_sd:.1g} by chance; of {len(parts)} "
+        f"blocks {back} back and {further} further on, {by_chance:.1f} in all by chance; it covers "
+        f"{number(found.overall.back)} of the way aligned - base, and -1 would be back at the base"
+    )
+    return Answer("The update of the weights goes back towards the base", rule.word, numbers)
 
 
 def _answer(question: str, moved: Moved, numbers: str) -> Answer:

@@ -13,10 +13,11 @@ from markupsafe import Markup
 
 from graddiag.alarms import RULES as ALARM_RULES
 from graddiag.besides import BesideView
-from graddiag.erosion_rules import MOVED_RULES, REMOVED_RULES, SHARED_RULES
+from graddiag.erosion_rules import MOVED_RULES, SHARED_RULES, WAY_RULES
 from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.picture import Picture
+from graddiag.removal_rules import REMOVED_RULES
 from graddiag.rules import LIMITS, RULES
 from graddiag.sample_views import SampleView, TokensView
 from graddiag.tables import Cell, Table
@@ -73,8 +74,8 @@ def render_training_page(page: PicturePage) -> str:
 
 def render_erosion_page(page: PicturePage) -> str:
     """The page of three models as HTML."""
-    rules = (MOVED_RULES, SHARED_RULES, REMOVED_RULES)
-    return _environment().get_template("erosion.html.j2").render(page=page, tables_of_rules=rules)
+    tables_of_rules = (MOVED_RULES, SHARED_RULES, REMOVED_RULES, WAY_RULES)
+    return _environment().get_template("erosion.html.j2").render(page=page, tables_of_rules=tables_of_rules)
 
 
 def _environment() -> Environment:

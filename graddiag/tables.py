@@ -188,6 +188,12 @@ _STEMS = {  # the first that fits
     "subspace/smallest_angle": "degrees",
     "subspace/largest_angle": "degrees",
     "subspace/": "share, 0..1",
+    "weights/norm": "weights",
+    "weights/relative": "ratio",
+    "weights/stable_rank": "directions",
+    "weights/along_alignment": "ratio",
+    "weights/blocks": "count",
+    "weights/changed_outside": "count",
 }
 _UNITS = {
     "n": "count",

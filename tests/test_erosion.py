@@ -226,7 +226,7 @@ def test_the_page_is_whole_and_fetches_nothing(done):
     for line in done.report.verdict:
         assert line.split(":")[0].split("(")[0] in html
     drawn = {p.stem for p in (done.out / "figures").glob("*.svg")}
-    assert drawn == {"behaviour", "refusals", "direction", "refusal_direction", "subspace"}
+    assert drawn == {"behaviour", "refusals", "direction", "refusal_direction", "subspace", "shifts", "weights"}
     assert drawn == {p.stem for p in (done.out / "figures").glob("*.png")}
 
 

@@ -10,17 +10,18 @@ import pytest
 
 from graddiag.erosion_rules import (
     MOVED_RULES,
-    REMOVED_RULES,
     SHARED_RULES,
+    WAY_RULES,
     Moved,
-    Removed,
     Shared,
+    Way,
     judge_move,
     judge_overlap,
-    judge_removal,
+    judge_way,
     turned,
     worst_layer,
 )
+from graddiag.removal_rules import REMOVED_RULES, Removed, judge_removal
 from graddiag.statistics import Estimate
 
 UP, DOWN = Estimate(1.0, 0.5, 1.5, 0.01), Estimate(-1.0, -1.5, -0.5, 0.01)
@@ -139,3 +140,26 @@ def test_the_worst_layer_pays_for_all_layers_that_were_asked():
     assert e.p == pytest.approx(3 * 0.01)
     assert worst_layer([(0, replace(UP, p=0.9)), (1, replace(UP, p=0.8))])[1].p == 1.0
     assert worst_layer([(5, NONE)]) is None
+
+
+@pytest.mark.parametrize(
+    ("way", "word"),
+    [
+        (Way(-0.03, 0.01), "back, no control"),
+        (Way(0.03, 0.01), "further on, no control"),
+        (Way(-0.0195, 0.01), "no more than chance"),
+        (Way(0.0195, 0.01), "no more than chance"),
+        (Way(math.nan, math.nan), "not measurable"),
+        (Way(math.nan, 0.01), "not measurable"),
+        (Way(-1.0, math.nan), "not measurable"),
+        (Way(-1.0, 0.0), "not measurable"),
+    ],
+)
+def test_the_word_of_a_way(way, word):
+    assert judge_way(way).word == word
+
+
+def test_no_word_of_a_way_claims_more_than_chance_without_saying_what_is_missing():
+    for rule in WAY_RULES[2:]:
+        assert "no control" in rule.word
+        assert "any fine-tune may have some" in rule.means
