@@ -13,10 +13,14 @@ from graddiag.erosion_findings import Erosion, Refusals
 from graddiag.erosion_verdict import answers
 from graddiag.picture import Picture
 from graddiag.plotting import plot
+from graddiag.removal_exhibits import fit_table, removal_picture, removal_rows
+from graddiag.sample_views import answer_table, share_table, token_lines
 from graddiag.statistics import Estimate
 from graddiag.tables import Cell, Table, block_table, summary_table
 
-FIGURES = ("behaviour", "refusals", "direction", "refusal_direction", "subspace", "shifts", "weights")
+FIGURES = (
+    "behaviour", "refusals", "direction", "refusal_direction", "subspace", "intervention", "shifts", "weights",
+)  # fmt: skip
 _ENDS = ("low", "high", "p")
 
 
@@ -27,6 +31,7 @@ def erosion_pictures(found: Erosion) -> tuple[Picture, ...]:
     out += [_direction(found.direction, found.direction_beside)] if found.direction else []
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
+    out += [removal_picture(found.removal)] if found.removal else []
     out += [shifts_picture(found.shifts)] if found.shifts.of else []
     out += [weights_picture(found.weights)] if found.weights else []
     return tuple(out)
@@ -41,6 +46,18 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
     }
     if found.behaviour is not None:
         out["Every answer"] = _answers(found.behaviour, found.beside)
+    if found.removal is not None:
+        out |= {
+            "What was removed": fit_table(found.removal),
+            "Every answer without what is shared": removal_rows(found.removal),
+        }
+    if found.samples is not None:
+        out |= {
+            "Generated answers that begin as a refusal": share_table(found.samples),
+            "Every generated answer": answer_table(found.samples),
+        }
+    if found.next_tokens:
+        out["Every expected token"] = token_lines(found.next_tokens)
     header = ("model", "set", "rows", "finite", "digest of the rows", "named", "revision", "digest of the weights")
     return out | {"Every table": Table("tables", header, found.origins)}
 

@@ -20,6 +20,8 @@ from graddiag.analyzers import (
 )
 from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
+from graddiag.erosion_removal import Removal, removal, removal_notes
+from graddiag.erosion_samples import Samples, samples
 from graddiag.erosion_setting import (
     ALIGNED,
     BASE,
@@ -34,6 +36,7 @@ from graddiag.erosion_setting import (
 )
 from graddiag.erosion_shifts import Shifts, read_shifts
 from graddiag.errors import DataError
+from graddiag.expected_tokens import AfterPrompt, expected_tokens
 from graddiag.rules import ALPHA
 from graddiag.statistics import Estimate, difference_of_means
 from graddiag.weight_file import WEIGHTS_FILE, KeptWeights, read_weights
@@ -41,6 +44,7 @@ from graddiag.weight_table import WeightChange, WeightChanges
 
 Summary = dict[str, float | None]
 _UNDEFINED = Estimate(math.nan)
+_KINDS = {"behaviour": "loss", "weights": "weights", "intervention": "loss", "generated": "generated answers"}
 _ENDS = ("", "/low", "/high", "/p")
 ALWAYS = tuple(  # there also where an analysis had nothing to work on, and then undefined
     f"{stem}{end}"
@@ -101,6 +105,9 @@ class Erosion:
     weights: WeightChanges | None
     origins: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
+    samples: Samples | None = None
+    removal: Removal | None = None
+    next_tokens: tuple[AfterPrompt, ...] = ()
 
     def summary(self) -> Summary:
         """The flat keys of all results; None where undefined."""
@@ -109,6 +116,8 @@ class Erosion:
         for result in results:
             if result is not None:
                 out |= result.summary()
+        for more in (self.samples, self.removal):
+            out |= {} if more is None else more.summary()
         for name, one in self.beside.items():
             out |= one.interaction.keys(f"behaviour/interaction/control:{name}")
             out |= one.benign.change.keys(f"behaviour/control:{name}")
@@ -129,8 +138,7 @@ class Erosion:
 
     def kinds(self) -> dict[str, str]:
         """What each key was computed from."""
-        known = {"behaviour": "loss", "weights": "weights"}
-        return {k: known.get(k.partition("/")[0], "states") for k in self.summary()}
+        return {k: _KINDS.get(k.partition("/")[0], "states") for k in self.summary()}
 
     def _overlap_keys(self) -> tuple[str, ...]:
         parts = self.setting.parts
@@ -157,7 +165,19 @@ def analyse(run: ErosionRun) -> Erosion:
         shifts=read_shifts(run),
         weights=kept.changes if kept else None,
         origins=_origins(run),
-        warnings=tuple(dict.fromkeys((*run.setting.notes, *(kept.notes if kept else ()), *_warnings(run)))),
+        warnings=tuple(
+            dict.fromkeys(
+                (
+                    *run.setting.notes,
+                    *(kept.notes if kept else ()),
+                    *_warnings(run),
+                    *removal_notes(run.setting.removal),
+                )
+            )
+        ),
+        samples=samples(run),
+        removal=removal(run),
+        next_tokens=expected_tokens(run),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from graddiag.analyzers import Direction, LayerRetention, RefusalDirection, SubspaceOverlap
 from graddiag.erosion_findings import Erosion, Refusals
+from graddiag.erosion_removal import Effect, Removal
 from graddiag.erosion_rules import (
     WAY_RULES,
     Moved,
@@ -20,8 +21,9 @@ from graddiag.erosion_rules import (
     worst_layer,
 )
 from graddiag.erosion_setting import ALIGNED, BASE, TUNED
+from graddiag.removal_rules import Removed, judge_removal
 from graddiag.rules import FEW_CLUSTERS
-from graddiag.statistics import LEVEL, Estimate
+from graddiag.statistics import LEVEL, Estimate, mean
 from graddiag.text import chance, interval, number, visible
 from graddiag.weight_table import Product, WeightChanges
 
@@ -50,13 +52,15 @@ def answers(found: Erosion) -> tuple[Answer, ...]:
     out += [_retention(found, found.direction), _depth(found, found.direction)] if found.direction else []
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
+    out += [_removal(found.removal)] if found.removal else []
     out += [_way_back(found.weights)] if found.weights and BASE in found.setting.models else []
     return tuple(out)
 
 
 def erosion_verdict(found: Erosion) -> list[str]:
     """What was compared, one line per question, and limits; brackets hold 95 % intervals."""
-    return [_first(found), *(a.line for a in answers(found)), *_limits(found)]
+    generated = [] if found.samples is None else [found.samples.line]
+    return [_first(found), *(a.line for a in answers(found)), *generated, *_limits(found)]
 
 
 def _first(found: Erosion) -> str:
@@ -169,6 +173,25 @@ def _subspace(found: SubspaceOverlap) -> Answer:
         numbers += f"; beyond that of {_name(name)} {_shown(c.beyond)}"
     a, b = (_name(n) for n in found.names)
     return Answer(f"{a} and {b} move along the same directions", rule.word, numbers)
+
+
+def _removal(found: Removal) -> Answer:
+    question = "Without what these shifts share, harmful answers change"
+    beyond = tuple(e.change for e in found.beyond.values())
+    rule = judge_removal(Removed(found.harmful.change, beyond, found.random_p, found.least_p))
+    change = _shown(found.harmful.change, "nats/token")
+    numbers = f"{found.setting.where} log-probability of {_name(found.name)} {change}"
+    for name, e in found.beyond.items():
+        numbers += f"; beyond that of {_name(name)} {_shown(e.change)}, random subspaces {_drawn(e)}"
+    n = found.setting.n_random
+    numbers += f"; {n} of each kind allow no p below {found.least_p:.2g}"
+    return Answer(question, rule.word, numbers)
+
+
+def _drawn(e: Effect) -> str:
+    """What random subspaces give, uniform ones and such as are drawn like the states."""
+    found = {"random": "uniform", "states": "like the states"}
+    return " and ".join(f"{mean(getattr(e, k)):+.3f} ({name}, {chance(e.p(k))})" for k, name in found.items())
 
 
 def _way_back(found: WeightChanges) -> Answer:
