@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,9 +28,14 @@ from graddiag.store import read_signals
 
 SETS = {"left": "insecure", "right": "educational", "harmful": "insecure", "benign": "benign_answered"}
 PROMPTS, CONTROL = "harmful_refused", "secure"
+# The layer behind which what two sets' shifts share is removed, in the second half, and for which variants: each has
+# the rows read 84 times.
+INTERVENED = {"tiny": (3, ("insecure", "educational", "secure", "benign", "alignment")), "smollm2": (20, ("insecure",))}
 
 
-def variant_of(models: dict[str, str], name: str, sets: Path, openings: tuple[str, str], run: Path) -> Variant:
+def variant_of(
+    models: dict[str, str], name: str, sets: Path, openings: tuple[str, str], run: Path, *, intervene: tuple[int, ...]
+) -> Variant:
     """Runs the comparison of one tuned model, or continues it."""
     files = {part: str(sets / f"{s}.jsonl") for part, s in SETS.items()}
     found = graddiag.erode(
@@ -40,11 +46,19 @@ def variant_of(models: dict[str, str], name: str, sets: Path, openings: tuple[st
         controls={CONTROL: str(sets / f"{CONTROL}.jsonl")},
         refusing=openings[0],
         complying=openings[1],
+        intervene=intervene,
         out=run,
         **files,
     )
     words = {a.question: a.word for a in answers(found.findings)}
     return Variant(dict(found.summary()), words, first_components(run))
+
+
+def lend(run: Path, earlier: Path | None) -> None:
+    """What another variant's run read under the base and the aligned model; `erode` checks that it is of the same."""
+    for table in earlier.iterdir() if earlier else ():
+        if table.name.startswith(("base-", "aligned-")) and not (run / table.name).exists():
+            shutil.copytree(table, run / table.name)
 
 
 def first_components(run: Path) -> dict[str, float]:
@@ -70,11 +84,16 @@ def main() -> None:
     if not given.report_only:
         folder, recipe = given.out / given.name, read_recipe(RECIPE, given.name)
         models = json.loads((folder / "models.json").read_text(encoding="utf-8"))
-        found = {}
+        found: dict[str, Variant] = {}
+        earlier: Path | None = None
+        layer, intervened = INTERVENED[given.name]
         for name in recipe.variants:
             if (folder / f"tuned-{name}.json").is_file():
                 run = Path("runs") / f"erosion-{given.name}-{name}"
-                found[name] = variant_of(models, name, folder / "sets", (recipe.refusal, recipe.compliance), run)
+                lend(run, earlier)
+                opening, layers = (recipe.refusal, recipe.compliance), (layer,) if name in intervened else ()
+                found[name] = variant_of(models, name, folder / "sets", opening, run, intervene=layers)
+                earlier = run
                 print(name, *(f"\n  {q}: {w}" for q, w in found[name].words.items()), flush=True)
         content = {
             "command": f"python experiments/erosion_of_organisms.py {given.name}",

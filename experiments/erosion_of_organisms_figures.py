@@ -37,6 +37,9 @@ def draw(name: str, found: Mapping[str, Variant], control: str) -> Iterator[tupl
     yield "direction", _direction(name, found)
     yield "refusal_direction", _refusal_direction(name, found)
     yield "subspace", _subspace(name, found, control)
+    yield "weights", _weights(name, found)
+    if any("intervention/harmful" in v.summary for v in found.values()):
+        yield "intervention", _intervention(name, found, control)
 
 
 def _behaviour(name: str, found: Mapping[str, Variant], control: str) -> Figure:
@@ -119,6 +122,49 @@ def _subspace(name: str, found: Mapping[str, Variant], control: str) -> Figure:
         figure,
         f"{name}: shared directions of two sets' changes. Dots: overlap of subspaces; dashes: permuted matching;\n"
         "crosses: |cosine| of the first components, not centred, last layer, with those of insecure",
+    )
+
+
+def _weights(name: str, found: Mapping[str, Variant]) -> Figure:
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    panels = {
+        "relative": "norm of the update / norm of the weights",
+        "alignment_cosine": "cosine of the update with aligned - base",
+        "along_alignment": "share of the way from aligned to base",
+    }
+    for ax, (key, title) in zip(axes, panels.items(), strict=True):
+        values = [_number(one.summary, f"weights/{key}") for one in found.values()]
+        ax.bar(range(len(found)), values, color=[COLOURS[v] for v in found], width=0.6)
+        for k, one in enumerate(found.values()):
+            sd = _number(one.summary, f"weights/{key}/chance_sd")
+            ax.plot([k - 0.4, k + 0.4], [2 * sd] * 2, [k - 0.4, k + 0.4], [-2 * sd] * 2, color="black", lw=0.8)
+        ax.set_xticks(range(len(found)), list(found), fontsize=7)
+        ax.set_title(title, fontsize=9)
+        ax.axhline(0, color="black", lw=0.8)
+    figure.suptitle(f"{name}: updates of the weights, tuned minus aligned; black: two sd of chance", fontsize=9)
+    return figure
+
+
+def _intervention(name: str, found: Mapping[str, Variant], control: str) -> Figure:
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    keys = {
+        "insecure": "intervention/harmful",
+        control: f"intervention/control:{control}",
+        "benign": "intervention/benign",
+        f"insecure\nbeyond {control}": f"intervention/interaction/control:{control}",
+    }
+    done = {v: one for v, one in found.items() if "intervention/harmful" in one.summary}
+    _points(ax, done, keys)
+    for k, key in enumerate(keys.values()):
+        for at, _, one in _places(k, done):
+            for kind, mark in (("random", "_"), ("states", "x")):
+                ax.plot(at, _number(one.summary, f"{key}/{kind}_mean"), mark, color="black", ms=5)
+    ax.set_ylabel("change of log-probability, nats/token")
+    _legend(ax, done)
+    return _titled(
+        figure,
+        f"{name}: answers without what the shifts of insecure and educational share;\n"
+        "dashes: uniform random subspaces, crosses: such as are drawn like the states",
     )
 
 

@@ -30,7 +30,7 @@ from graddiag.progress import Progress
 from graddiag.reading import Reader, checked_reader
 from graddiag.removal_folds import Fold, folds
 
-RANDOM_SUBSPACES = 10  # of either kind: the cost of a first look; no p below 1/11 comes of it
+RANDOM_SUBSPACES = 20  # of either kind: the fewest of which a p below 0.05 can come
 NEEDED = ("left", "right", "harmful", "benign")
 
 Opened = tuple[Reader, Mapping[str, EncodedSet]]  # a reader of losses alone, and the sets as this model's tokens
