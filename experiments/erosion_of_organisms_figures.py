@@ -99,9 +99,7 @@ def _refusal_direction(name: str, found: Mapping[str, Variant]) -> Figure:
         ax.set_title(f"tuned on {v}", fontsize=9)
         ax.set_xlabel("layer")
     axes[0, 0].legend(frameon=False, fontsize=7)
-    return _titled(
-        figure, f"{name}: harmful and harmless prompts apart (drift -1: no longer), and that direction"
-    )
+    return _titled(figure, f"{name}: harmful and harmless prompts apart (drift -1: no longer), and that direction")
 
 
 def _subspace(name: str, found: Mapping[str, Variant], control: str) -> Figure:

@@ -12,6 +12,9 @@ from graddiag.analyzers import N_NULL
 from graddiag.closing import answer_length
 from graddiag.data import ExampleSet
 from graddiag.encoding import EncodedSet, encode
+from graddiag.erosion_generation import answer_prompts, check_kept, plan_generation
+from graddiag.erosion_interventions import RANDOM_SUBSPACES, check_interventions, remove_shared
+from graddiag.erosion_next_tokens import PROMPTS, NextTokens
 from graddiag.erosion_report import Eroded, report_erosion
 from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
 from graddiag.erosion_setting import (
@@ -20,14 +23,18 @@ from graddiag.erosion_setting import (
     MODELS,
     PROMPT,
     TUNED,
+    ErosionRun,
     ErosionSetting,
+    Generation,
     save_setting,
     table_folder,
 )
 from graddiag.erosion_weights import weights_kept
 from graddiag.errors import DataError, UsageError
+from graddiag.expected_tokens import keep_tokens
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE
 from graddiag.files import disk_named
+from graddiag.generation import NEW_TOKENS
 from graddiag.model_set import Turn, model_set
 from graddiag.openings import COMPLYING, REFUSING
 from graddiag.preparation import model_name
@@ -64,6 +71,12 @@ def erode(
     skip_bad_rows: bool = False,
     max_nonfinite: float = MAX_NONFINITE,
     seed: int = 0,
+    generate: int = 0,
+    temperature: float = 0.0,
+    new_tokens: int = NEW_TOKENS,
+    next_tokens: int = PROMPTS,
+    intervene: Sequence[int] = (),
+    random_subspaces: int = RANDOM_SUBSPACES,
     out: str | Path | None = None,
     overwrite: bool = False,
     figures: bool = True,
@@ -82,6 +95,14 @@ def erode(
     (None: counted), `n_null` the draws of each null of their overlap. With `weights` the update of the weights is
     compared too, read from the models' files a tensor at a time; where that cannot be done a warning says why.
     `lend_template` gives the base the aligned model's tokenizer and chat template; `revisions` of hub ids are by role.
+
+    With `generate`, every model answers the first so many prompts of `safety` and of `benign` (greedy, or drawn at the
+    `temperature`, at most `new_tokens` tokens); the answers are kept in `out`, and nothing judges them. After the first
+    `next_tokens` prompts of each, the most probable first tokens of the models are read.
+
+    With `intervene`, the space that the shifts of `left` and `right` share is removed from the tuned model's states
+    behind these layers, fitted on one half of the clusters and read on the other: what does that change in harmful
+    answers, in harmless ones, and how much does each of `random_subspaces` of two kinds?
 
     Losses and states of every set are saved in `out`, in MODEL-SET folders; the same call again continues an
     interrupted run. Raises UsageError, DataError or ResourceError with what to do, before anything long where the input
@@ -103,14 +124,34 @@ def erode(
         dtype=dtype,
         device=device,
     )
+    if intervene:
+        n_layers = models.models[TUNED].n_layers
+        check_interventions(intervene, random_subspaces, sets.parts, layers, n_layers)
     folder = Path(out) if out else default_folder(aligned, tuned)
+    how = plan_generation(sets, generate, temperature=temperature, new_tokens=new_tokens, opening=refusing, seed=seed)
+    if how is not None:
+        check_kept(folder, how, overwrite=overwrite)
     length = max_length or models.max_length
-    reading = _Reading(sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet)
+    reading = _Reading(
+        sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet, how,
+        NextTokens(sets, next_tokens),
+    )  # fmt: skip
     models.visit(reading.read)
     unread = weights_kept(models, folder, reading.digests, overwrite=overwrite, quiet=quiet) if weights else None
+    expected = reading.next.tables(models.models[ALIGNED].tokenizer, list(models.models))
     setting = reading.setting((refusing, complying), [unread] if unread else [])
-    setting = replace(setting, k=k, n_null=n_null, weights=weights and not unread, seed=seed, command=command)
+    setting = replace(
+        setting, k=k, n_null=n_null, weights=weights and not unread, seed=seed, command=command,
+        next_tokens=len(expected),
+    )  # fmt: skip
+    if intervene:
+        removed = remove_shared(
+            ErosionRun(folder, setting), models, intervene, random_subspaces, reading.losses, batch_tokens=batch_tokens,
+            overwrite=overwrite, quiet=quiet,
+        )  # fmt: skip
+        setting = replace(setting, removal=removed)
     with disk_named(folder):
+        keep_tokens(folder, expected)
         save_setting(folder, setting)
     return report_erosion(folder, figures=figures)
 
@@ -134,10 +175,13 @@ class _Reading:
     skip_bad_rows: bool
     overwrite: bool
     quiet: bool
+    how: Generation | None
+    next: NextTokens
     names: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     endings: dict[str, int] = field(default_factory=dict)
+    asked: list[dict[str, tuple[str, ...]]] = field(default_factory=list)
     space: Space | None = None
 
     def read(self, turn: Turn) -> None:
@@ -154,6 +198,18 @@ class _Reading:
             self._check_endings()
         for of, one in (*rows, *openings):
             self._store(of, one, turn.role)
+        self.next.read(turn, losses, [one for _, one in rows])
+        if self.how is not None:
+            self._ask(turn, [one for _, one in rows], self.how, whole.provenance.weights)
+
+    def losses(self, turn: Turn) -> tuple[Reader, dict[str, EncodedSet]]:
+        """A reader of losses alone, and every set with its own answers, by name."""
+        of = self._reader(turn, ())
+        return of, {s.name: self._encoded(s, turn.tokenizer, of) for s in self.sets.own}
+
+    def _ask(self, turn: Turn, rows: Sequence[EncodedSet], how: Generation, weights: str) -> None:
+        answered = answer_prompts(turn, self.sets, rows, how, self.folder, weights=weights, quiet=self.quiet)
+        self.asked.append(answered)
 
     def setting(self, openings: tuple[str, str], notes: Sequence[str]) -> ErosionSetting:
         """What must be kept of the models and sets that were read, so that the report needs neither."""
@@ -164,6 +220,7 @@ class _Reading:
             openings=openings if self.sets.opened else ("", ""),
             ending=self.ending,
             notes=tuple(dict.fromkeys((*self.sets.notes, *self.notes, *notes))),
+            generation=self.generation,
         )
 
     def _check_space(self, of: Reader) -> None:
@@ -207,6 +264,16 @@ class _Reading:
                 f"{self.endings[TUNED]} tokens behind an answer: openings cannot be compared. Give both models one "
                 "chat template."
             )
+
+    @property
+    def generation(self) -> Generation | None:
+        """What was generated: the rows that all models could be asked."""
+        if self.how is None:
+            return None
+        ids = {
+            part: tuple(i for i in some if all(i in a[part] for a in self.asked)) for part, some in self.how.ids.items()
+        }
+        return replace(self.how, ids=ids)
 
     @property
     def ending(self) -> int | None:

@@ -60,25 +60,25 @@ MOVED_RULES = (
         "not measurable",
         "the change on harmful rows, or its interval, is undefined",
         "nothing is claimed",
-        lambda m: _unknown(m.own),
+        lambda m: unknown(m.own),
     ),
     MovedRule(
         "no control",
         "the same on harmless rows is not there, or undefined",
         "fine-tuning on anything may do as much: nothing is claimed",
-        lambda m: not m.beyond or any(_unknown(e) for e in m.beyond),
+        lambda m: not m.beyond or any(unknown(e) for e in m.beyond),
     ),
     MovedRule(
         "no difference found",
         f"the 95 % interval of the change on harmful rows includes 0, or its p is {ALPHA} or more",
         "neither a change nor its absence is shown",
-        lambda m: not _apart(m.own),
+        lambda m: not apart(m.own),
     ),
     MovedRule(
         ALIKE,
         f"the interval of what it is beyond some control includes 0, or that p is {ALPHA} or more",
         "there is a change (its sign says which way), and harmless rows change alike: the model moved as a whole",
-        lambda m: not all(_apart(e) for e in m.beyond),
+        lambda m: not all(apart(e) for e in m.beyond),
     ),
     MovedRule(
         "as along any direction",
@@ -124,13 +124,13 @@ SHARED_RULES = (
         "no control",
         "no harmless set was compared, or what the overlap is beyond its own is undefined",
         "the two sets move along the same directions, as any two sets may",
-        lambda s: not s.beyond or any(_unknown(e) for e in s.beyond),
+        lambda s: not s.beyond or any(unknown(e) for e in s.beyond),
     ),
     SharedRule(
         ALIKE,
         f"the interval of what the overlap is beyond that of some control is not above 0, or that p is {ALPHA} or more",
         "the two sets move along the same directions, and harmless rows do too",
-        lambda s: not all(e.low > 0 and _apart(e) for e in s.beyond),
+        lambda s: not all(e.low > 0 and apart(e) for e in s.beyond),
     ),
     SharedRule(
         "shared",
@@ -218,13 +218,19 @@ def worst_layer(estimates: Iterable[tuple[int, Estimate]]) -> tuple[int, Estimat
     if not known:
         return None
     layer, e = min(known, key=lambda found: found[1].p)
-    return layer, replace(e, p=min(1.0, e.p * len(known)))
+    return layer, paid(e, len(known))
 
 
-def _unknown(e: Estimate) -> bool:
+def paid(e: Estimate, n: int) -> Estimate:
+    """The estimate with its p times the number of questions that were asked (Bonferroni); an undefined one stays so."""
+    return e if math.isnan(e.p) else replace(e, p=min(1.0, e.p * n))
+
+
+def unknown(e: Estimate) -> bool:
+    """Whether the number or its interval is undefined."""
     return any(math.isnan(v) for v in (e.value, e.low, e.high))
 
 
-def _apart(e: Estimate) -> bool:
+def apart(e: Estimate) -> bool:
     """Whether 0 is outside the interval and, where there is a p, that is small."""
     return not e.low <= 0 <= e.high and not e.p >= ALPHA

@@ -174,6 +174,8 @@ def unit(key: str) -> str:
 
 _FAMILIES = {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token", "tokens": "share of the mean gap"}
 _STEMS = {  # the first that fits
+    "generated/": "share, 0..1",
+    "intervention/": "nats/token",
     "behaviour/refusal": "nats",
     "behaviour/": "nats/token",
     "direction/refusal/cosine": "cosine",
@@ -197,6 +199,10 @@ _UNITS = {
     "n": "count",
     "clusters": "count",
     "left_out": "count",
+    "random_subspaces": "count",
+    "least_p": "probability",
+    "random_p": "probability",
+    "states_p": "probability",
     "blocks_surviving": "count",
     "safety_clusters": "count",
     "safety_largest_cluster": "share, 0..1",
