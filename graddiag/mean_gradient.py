@@ -62,7 +62,7 @@ class KnownMean:
     """
 
     reference: Reference
-    means: Mapping[str, Float[Tensor, ...]]
+    means: Mapping[str, Float[Tensor, "*_"]]
     token_scores: bool = False
     optimizer: OptimizerState | None = None
     adam: AdamStep | None = None

@@ -224,7 +224,7 @@ def _error(extractor: Extractor, means: Mapping[str, MeanGradient], candidate: C
     return math.sqrt(sum(squares) / len(squares)) if squares else math.nan
 
 
-def _stacked(means: Iterable[MeanGradient], block: Block) -> Float[Tensor, ...]:
+def _stacked(means: Iterable[MeanGradient], block: Block) -> Float[Tensor, "*_"]:
     return torch.stack([m.totals[block.name].double() / m.counts[block.name] for m in means])
 
 

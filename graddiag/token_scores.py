@@ -10,7 +10,7 @@ from graddiag.gradients import Gradients, Lookup, Outer, wide
 
 
 def token_scores(
-    gradients: Gradients, reference: Float[Tensor, ...], tokens: int
+    gradients: Gradients, reference: Float[Tensor, "*_"], tokens: int
 ) -> Float[Tensor, "b {tokens}"] | None:
     """`g_t^T M a_t` at each of `tokens` positions, for the mean M of a block; a row sums to `<g_i, M>`.
 

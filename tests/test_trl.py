@@ -32,10 +32,18 @@ LORA = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="C
 def examples_of(dataset):
     """Tokens and labels of each example, packed rows told apart by their lengths."""
     for row in dataset:
-        tokens, labels = np.array(row["input_ids"]), np.array(row["labels"])
+        tokens, labels = np.array(row["input_ids"]), labels_of(row)
         edges = [0, *np.cumsum(row.get("seq_lengths", [len(tokens)]))]
         for a, b in pairwise(edges):
             yield tokens[a:b], labels[a:b]
+
+
+def labels_of(row):
+    """A row's labels; where TRL leaves them to its collator (1.0), its tokens where the mask lets them be."""
+    if "labels" in row:
+        return np.array(row["labels"])
+    tokens = np.array(row["input_ids"])
+    return np.where(np.array(row.get("completion_mask", [1] * len(tokens))) == 1, tokens, -100)
 
 
 def own(model, names, tokens, labels):

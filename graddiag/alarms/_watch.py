@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from graddiag.alarms._alarm import Alarm, Notice, RuleName
@@ -22,16 +23,18 @@ class Watch:
     """Sees the probes of a run in their order, and says when one is worth an alarm.
 
     `every` is how often to probe, in steps: as given, doubled whenever probes cost more than the limits allow. The
-    alarms and notices so far are in `alarms` and `notices`.
+    alarms and notices so far are in `alarms` and `notices`. What probes do not show by their nature, `unseen`, is a
+    notice each with the next probe, unless it has been said before.
     """
 
-    def __init__(self, limits: Limits | None = None, *, every: int = 10) -> None:
+    def __init__(self, limits: Limits | None = None, *, every: int = 10, unseen: Sequence[str] = ()) -> None:
         if every < 1:
             raise UsageError(f"every is {every}; choose 1 or more, in training steps.")
         self.limits = limits or Limits()
         self.memory = Memory(Cost(every))
         self.alarms: tuple[Alarm, ...] = ()
         self.notices: tuple[Notice, ...] = ()
+        self._unseen = tuple(unseen)
 
     @property
     def every(self) -> int:
@@ -51,6 +54,8 @@ class Watch:
         self.memory = replace(seen, gates=gates)
         new = tuple(_alarm(probe.step, GATES[n], readings[n]) for n, gate in gates.items() if gate.since == 0)
         self.alarms += new
+        known = {n.says for n in self.notices}
+        self.notices += tuple(Notice(probe.step, "unseen", says) for says in self._unseen if says not in known)
         self.notices += _notices(before, seen, probe, limits)
         return new
 
@@ -65,10 +70,10 @@ class Watch:
         }
 
     @classmethod
-    def restored(cls, state: Json) -> Watch:
+    def restored(cls, state: Json, *, unseen: Sequence[str] = ()) -> Watch:
         """The watch of a state, which goes on where it was. Raises DataError where it is not the state of a watch."""
         kept = read_state(state)
-        watch = cls(kept.limits)
+        watch = cls(kept.limits, unseen=unseen)
         watch.memory, watch.alarms, watch.notices = kept.memory, kept.alarms, kept.notices
         return watch
 

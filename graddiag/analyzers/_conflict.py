@@ -22,7 +22,7 @@ from graddiag.grams import Grams, block_products
 from graddiag.permutations import Null, permuted_partners
 from graddiag.relabelling import Relabellings
 from graddiag.row_layout import RowLayout
-from graddiag.signals import Signals
+from graddiag.signals import Signals, check_gradients
 from graddiag.statistics import COSINE, Estimate, cluster_mean, jackknife, optional, share_negative
 from graddiag.tiles import Tiles, fits
 
@@ -219,9 +219,10 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0, gra
     sides' rows that are known already.
 
     Paired cosines are exact where the comparison has exact products. With `center` everything comes from the projected
-    gradients, since exact products are of gradients that are not centred.
+    gradients, since exact products are of gradients that are not centred. Raises DataError where there are none.
     """
     left = comparison.left
+    check_gradients(left.space, left.provenance.data)
     frame = _Frame.of(comparison, seed, centered=center)
     known = exact_pairs(comparison, comparison.pairs) if comparison.pairs is not None and not center else None
     m = frame.rows.n_left + frame.rows.n_right

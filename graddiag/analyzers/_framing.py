@@ -16,7 +16,7 @@ from graddiag.answers import clustered
 from graddiag.comparison import Comparison
 from graddiag.permutations import Null
 from graddiag.row_layout import RowLayout
-from graddiag.signals import Signals
+from graddiag.signals import Signals, check_gradients
 from graddiag.statistics import Estimate, optional
 
 
@@ -83,8 +83,9 @@ class Framing:
 def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int = 0) -> Framing:
     """The framing gradient, projected; `seed` draws the sign flips where there are more than 14 clusters.
 
-    Raises DataError where the safety set was measured in another space or has no finite row.
+    Raises DataError where the safety set was measured in another space or has no finite row, or there are no gradients.
     """
+    check_gradients(comparison.left.space, comparison.left.provenance.data)
     if safety is not None:
         check_safety(comparison, safety, {})
         (safety,) = clustered(safety)

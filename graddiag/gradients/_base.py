@@ -59,8 +59,8 @@ class Gradients(ABC):
         self,
         pairs: Sequence[tuple[int, int]],
         *,
-        reference: Float[Tensor, ...] | None = None,
-        total: Float[Tensor, ...] | None = None,
+        reference: Float[Tensor, "*_"] | None = None,
+        total: Float[Tensor, "*_"] | None = None,
         formed: Formed | None = None,
         workspace: Workspace,
     ) -> Products:
@@ -72,7 +72,7 @@ class Formable(Gradients):
     """Gradients of which any part can be formed."""
 
     @abstractmethod
-    def tile(self, i: int, rows: range) -> Float[Tensor, ...]:
+    def tile(self, i: int, rows: range) -> Float[Tensor, "*_"]:
         """Some rows of example i's gradient, formed, in float32 or better."""
 
 

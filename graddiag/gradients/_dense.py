@@ -18,7 +18,7 @@ class Dense(Formable):
 
     values: Float[Tensor, b * shape]
 
-    def tile(self, i: int, rows: range) -> Float[Tensor, ...]:
+    def tile(self, i: int, rows: range) -> Float[Tensor, "*_"]:
         """Some rows of example i's gradient."""
         return wide(self.values[i, rows.start : rows.stop])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from graddiag.alarms import Choice, Limits, Notice, Todo, Watch, check_choice, decide
@@ -16,9 +16,9 @@ _log = logging.getLogger("graddiag")
 class Alerts:
     """The rules of one run, and its log in `folder`, where there is one.
 
-    `quiet`: nothing is said, since another process does it. A log of an earlier run in that folder is replaced, from
-    the step on where this one begins. `should_save` and `should_stop` are set by actions; who acts on the first sets it
-    back.
+    `unseen` are notices that are due with the first probe. `quiet`: nothing is said, since another process does it. A
+    log of an earlier run in that folder is replaced, from the step on where this one begins. `should_save` and
+    `should_stop` are set by actions; who acts on the first sets it back.
     """
 
     def __init__(
@@ -29,10 +29,12 @@ class Alerts:
         every: int,
         folder: Path | None,
         facts: Mapping[str, str],
+        unseen: Sequence[str],
         quiet: bool,
     ) -> None:
         check_choice(action)
-        self.watch = Watch(limits, every=every)
+        self._unseen = tuple(unseen)
+        self.watch = Watch(limits, every=every, unseen=self._unseen)
         self.should_save = self.should_stop = False
         self._action, self._folder, self._facts = action, folder, facts
         self._begun, self._quiet = False, quiet
@@ -46,7 +48,7 @@ class Alerts:
 
     def go_on(self, state: Mapping[str, object]) -> None:
         """From the state of a watch on, its limits included. Raises DataError where it is none."""
-        self.watch = Watch.restored(state)
+        self.watch = Watch.restored(state, unseen=self._unseen)
         if self._folder is not None:
             begin_log(self._folder, self._facts, self.watch.limits)
 

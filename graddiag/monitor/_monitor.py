@@ -23,7 +23,16 @@ from graddiag.monitor._check import WrongRows
 from graddiag.monitor._prober import Prober
 from graddiag.monitor._ranks import FailedTogether, Ranks
 from graddiag.monitor._rows import Keeper, check_kept
-from graddiag.monitor._setup import check_numbers, inner_optimizer, on_rows, scale_of, trained, unwrapped
+from graddiag.monitor._setup import (
+    check_numbers,
+    inner_optimizer,
+    named_rows,
+    on_rows,
+    scale_of,
+    trained,
+    unwrapped,
+    without_rows,
+)
 from graddiag.monitor._window import Watch
 from graddiag.probes import Probe
 from graddiag.projection import Toward
@@ -100,7 +109,7 @@ class Monitor:
             scale or scale_of(optimizer), many=ranks.many,
         )  # fmt: skip
         if projection is not None and folder is not None:
-            names = [b.block.name for b in watch.row_blocks]
+            names = named_rows(watch, projection)
             rows = ready(
                 inner, tokenizer, blocks=names, projection=projection, dim=dim, seed=seed, target=target,
                 max_length=max_length,
@@ -109,8 +118,12 @@ class Monitor:
             watch = replace(watch, keeper=Keeper(place, rows))
         self._always_exact, self._ranks = exact, ranks
         facts = {"model": _name(inner), "safety": f"{len(encoded.rows)} examples", "every": f"{every} steps at first"}
+        if other := without_rows(watch):
+            facts["blocks without example rows"] = ", ".join(other)
         log = Path(folder) if folder is not None and ranks.this == 0 else None
-        self._alerts = Alerts(limits, action, every=every, folder=log, facts=facts, quiet=ranks.this > 0)
+        self._alerts = Alerts(
+            limits, action, every=every, folder=log, facts=facts, unseen=on_rows(watch), quiet=ranks.this > 0
+        )
         self.strict = strict
         self.failed: Exception | None = None
         self.probes: deque[Probe] = deque(maxlen=KEPT)
@@ -118,7 +131,7 @@ class Monitor:
         self._optimizer = inner_optimizer(optimizer, chosen)
         self._prober = Prober(
             watch, ranks, accumulation=None if optimizer is not None else accumulation, closure=closure,
-            before_any_optimizer=self._before_optimizer, notes=(*encoded.notes, *on_rows(watch)),
+            before_any_optimizer=self._before_optimizer, notes=encoded.notes,
         )  # fmt: skip
         self._handles = self._on_optimizer()
 

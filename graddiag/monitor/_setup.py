@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from torch.nn import Module
@@ -13,6 +15,8 @@ from graddiag.blocks import Selected, select_blocks
 from graddiag.errors import UsageError
 from graddiag.head import inner_model
 from graddiag.monitor._window import Watch
+
+_LAYER = re.compile(r"\.\d+(?=\.)")
 
 
 def check_numbers(**numbers: int) -> None:
@@ -68,14 +72,32 @@ def scale_of(optimizer: Optimizer | None) -> Callable[[], float]:
     return found
 
 
-def on_rows(watch: Watch) -> tuple[str, ...]:
-    """What must be said where some blocks have no rows."""
-    other = [b.block.name for b in watch.blocks if b not in watch.row_blocks]
-    return (
-        (
-            f"{len(other)} of {len(watch.blocks)} blocks, the first is {other[0]!r}, are in the batch's gradient and "
-            "the update, but not in the examples' numbers: an example's share of them cannot be told there.",
+def named_rows(watch: Watch, projection: str) -> list[str]:
+    """The blocks whose rows are kept. Raises UsageError where there are none."""
+    names = [b.block.name for b in watch.row_blocks]
+    if not names:
+        raise UsageError(
+            f"None of the {len(watch.blocks)} blocks has example rows, the first is {watch.blocks[0].block.name!r}, so "
+            f"projection={projection!r} has nothing to keep. Leave it out, or name linear weights with blocks=[...]."
         )
-        if other
-        else ()
+    return names
+
+
+def without_rows(watch: Watch) -> tuple[str, ...]:
+    """The names of the blocks in which an example's share of the gradient cannot be told."""
+    rows = watch.row_blocks
+    return tuple(b.block.name for b in watch.blocks if b not in rows)
+
+
+def on_rows(watch: Watch) -> tuple[str, ...]:
+    """What must be said where some blocks have no rows: which, by kind, and which numbers lack them."""
+    other = without_rows(watch)
+    if not other:
+        return ()
+    kinds = Counter(_LAYER.sub(".*", name) for name in other)
+    named = ", ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in kinds.items())
+    return (
+        f"{len(other)} of {len(watch.blocks)} blocks have no example rows: {named}. Norms, tied and fused parameters "
+        "are in the batch's gradient, the update and its prediction, but not in the examples' numbers: conflict and "
+        "culprits do not see them, and update_conflict and drift take chance from the other blocks alone.",
     )

@@ -74,7 +74,7 @@ class Window:
         rank = None if exact else watch.rank
         self._stand_ins = {n: StandIn.of(m, rank) for n, m in self._safety.means.items()}
         self._batch_gradient = BatchGradient(watch.blocks, self._stand_ins, watch.scale)
-        self._check = FirstCheck(watch.model, watch.row_blocks) if check else None
+        self._check = FirstCheck(watch.model, watch.row_blocks) if check and watch.row_blocks else None
         self._capture = Capture(watch.model, watch.row_blocks, self._guard, before=self._before, consume=self._consume)
         self._update = UpdateReader(watch.blocks)
         self._kept = ProjectedRows(watch.keeper.like.projector) if watch.keeper else None
@@ -94,7 +94,8 @@ class Window:
     def open(self, batch: Given) -> None:
         """Puts the hooks on the model and its parameters."""
         self._open = ExitStack()
-        self._open.enter_context(self._capture.running(batch))
+        if self._watch.row_blocks:
+            self._open.enter_context(self._capture.running(batch))
         self._open.enter_context(self._batch_gradient.running(self._guard))
         self._entered = time.perf_counter() - self._guard.seconds
 
@@ -178,6 +179,8 @@ class Window:
 
     def _examples(self) -> OfExamples:
         names = [b.block.name for b in self._watch.row_blocks]
+        if not names:
+            return OfExamples.none()  # products and norms of no block are undefined, not 0
         passes = [p for p in self._capture.passes if p.weights is not None and p.weights.arrived]
         self._rows.check_complete(self._capture.passes, names, self._batch_gradient)
         if not passes and self._watch.many:

@@ -113,7 +113,7 @@ class LowRank:
 
 
 def sides_basis(
-    mean: Float[Tensor, ...], block: Block, dim: int, seed: int
+    mean: Float[Tensor, "*_"], block: Block, dim: int, seed: int
 ) -> tuple[Float[np.ndarray, "d0 r0"], Float[np.ndarray, "d1 r1"]]:
     """Orthonormal top singular directions of a block's mean gradient, as many a side as `LowRank` fixes there."""
     sides, layout = two_sides(block.shape), row_layout(KIND, dim, block.shape)

@@ -23,7 +23,7 @@ class Toward:
     `Comparison` refuses them. Each gradient is formed once, for all means.
     """
 
-    means: tuple[Mapping[str, Float[Tensor, ...]], ...] = ()
+    means: tuple[Mapping[str, Float[Tensor, "*_"]], ...] = ()
     kind: str = field(default=TOWARD, init=False)
     seed: int = field(default=0, init=False)
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False)
