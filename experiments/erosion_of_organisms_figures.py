@@ -130,7 +130,7 @@ def _weights(name: str, found: Mapping[str, Variant]) -> Figure:
     panels = {
         "relative": "norm of the update / norm of the weights",
         "alignment_cosine": "cosine of the update with aligned - base",
-        "along_alignment": "share of the way from aligned to base",
+        "along_alignment": "part of aligned - base that it goes (below 0: back)",
     }
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
         values = [_number(one.summary, f"weights/{key}") for one in found.values()]
@@ -160,7 +160,7 @@ def _intervention(name: str, found: Mapping[str, Variant], control: str) -> Figu
             for kind, mark in (("random", "_"), ("states", "x")):
                 ax.plot(at, _number(one.summary, f"{key}/{kind}_mean"), mark, color="black", ms=5)
     ax.set_ylabel("change of log-probability, nats/token")
-    _legend(ax, done)
+    _legend(ax, done, "lower right")
     return _titled(
         figure,
         f"{name}: answers without what the shifts of insecure and educational share;\n"
@@ -196,10 +196,10 @@ def _layers(summary: Summary, key: str) -> Sequence[int]:
     return sorted(int(end) for end in ends if end.isdigit())
 
 
-def _legend(ax: Axes, found: Mapping[str, Variant]) -> None:
+def _legend(ax: Axes, found: Mapping[str, Variant], place: str = "best") -> None:
     for v in found:
         ax.plot([], [], "o", ms=4, color=COLOURS[v], label=f"tuned on {v}")
-    ax.legend(frameon=False, fontsize=7)
+    ax.legend(frameon=False, fontsize=7, loc=place)
 
 
 def _titled(figure: Figure, title: str) -> Figure:
