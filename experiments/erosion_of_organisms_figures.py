@@ -130,7 +130,7 @@ def _weights(name: str, found: Mapping[str, Variant]) -> Figure:
     panels = {
         "relative": "norm of the update / norm of the weights",
         "alignment_cosine": "cosine of the update with aligned - base",
-        "along_alignment": "part of aligned - base that it goes (below 0: back)",
+        "along_alignment": "part of aligned - base (below 0: back)",
     }
     for ax, (key, title) in zip(axes, panels.items(), strict=True):
         values = [_number(one.summary, f"weights/{key}") for one in found.values()]
