@@ -23,9 +23,10 @@ from calibration_cells import (
 from calibration_labels import many_labels, own_clusters, shared_clusters
 from scipy import optimize, stats
 
+from graddiag.analyzers._row_sums import Groups, RowSums
 from graddiag.analyzers._rows import Rows, corrected_cosines, cosine_with_fixed
 from graddiag.analyzers._safety_direction import split_half
-from graddiag.analyzers._two_samples import TwoSamples
+from graddiag.analyzers._two_samples import Sample, TwoSamples
 from graddiag.permutations import (
     familywise_p,
     partner_permutations,
@@ -64,9 +65,8 @@ def framing(design: Design, size: int) -> Experiment:
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
         sums = cluster_sums(design.draw(rng, DIM), clusters, int(clusters[-1]) + 1)
-        gram = sums @ sums.T
-        toward = cosine_with_fixed(gram, sums @ safety, float(safety @ safety), np.bincount(clusters))
-        return {"rejected": rejects(sign_flips_of_norm(gram, draws=DRAWS).p), "covered": covers(toward, 0.0)}
+        toward = cosine_with_fixed(Sample.of(sums, np.bincount(clusters)), sums @ safety, float(safety @ safety))
+        return {"rejected": rejects(sign_flips_of_norm(sums @ sums.T, draws=DRAWS).p), "covered": covers(toward, 0.0)}
 
     return once
 
@@ -92,14 +92,14 @@ def cosine_of_means(design: Design, size: int) -> Experiment:
     """The cosine of two mean gradients, corrected for noise; partners are alike."""
     codes = design.clusters(size)
     at = np.arange(design.n)
-    rows = Rows(design.n, design.n, at, at, codes, codes, int(codes[-1]) + 1, np.eye(design.n, dtype=bool))
+    rows = Rows(design.n, design.n, at, at, codes, codes, int(codes[-1]) + 1)
     means = np.zeros((2, DIM))
     means[:, 0], means[1, :2] = 1.0, (PLANTED, math.sqrt(1 - PLANTED**2))
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
         noise = design.draw(rng, 3, DIM) * SPREAD
         both = np.concatenate([means[k] + (noise[:, k] + noise[:, 2]) / math.sqrt(2) for k in (0, 1)])
-        found = corrected_cosines(both @ both.T, rows)
+        found = corrected_cosines(RowSums.of_rows(both, rows.groups), rows)
         return {"covered": covers(jackknife(float(found[0]), found[1:], bounds=COSINE), PLANTED)}
 
     return once
@@ -125,14 +125,14 @@ def framing_with_safety(cosine: float) -> Callable[[Design, int], Experiment]:
 
 def safety_split_half(design: Design, size: int) -> Experiment:
     """How well the direction of a mean gradient of length 1 is known, with noise of variance 1 in each number."""
-    clusters = design.clusters(size)
+    groups = Groups.of_one(design.clusters(size))
     shared = ICC / (design.n // CLUSTER) if design.alike else 0.0
     noise = DIM * (shared + (1 - ICC if design.alike else 1.0) / design.n)
     mean = np.eye(DIM)[0]
 
     def once(rng: np.random.Generator) -> dict[Kind, bool | None]:
         rows = mean + design.draw(rng, DIM)
-        return {"covered": covers(split_half(rows @ rows.T, clusters), 1 / (1 + noise))}
+        return {"covered": covers(split_half(RowSums.of_rows(rows, groups), groups), 1 / (1 + noise))}
 
     return once
 

@@ -17,6 +17,7 @@ from scipy import stats
 import graddiag
 from graddiag import Comparison, Signals
 from graddiag.analyzers._rows import cosine_with_fixed
+from graddiag.analyzers._two_samples import Sample
 from graddiag.models import load_model
 from graddiag.permutations import (
     familywise_p,
@@ -113,7 +114,8 @@ def _framings(sums: dict[str, np.ndarray], safety: dict[str, np.ndarray], counts
     grams = {b: s @ s.T for b, s in sums.items()}
     inner = {b: s @ safety[b] for b, s in sums.items()}
     total, square = sum(grams.values()), sum(float(v @ v) for v in safety.values())
-    toward = cosine_with_fixed(np.asarray(total), np.asarray(sum(inner.values())), square, counts)
+    whole = np.concatenate(list(sums.values()), axis=1)
+    toward = cosine_with_fixed(Sample.of(whole, counts), np.asarray(sum(inner.values())), square)
     p = sign_flips_of_norm(np.asarray(total), draws=DRAWS).p
     worst = familywise_p([sign_flips_of_norm(g, draws=DRAWS) for g in grams.values()]).min()
     each = familywise_p(sign_flips_each(np.stack(list(inner.values()), axis=1), draws=DRAWS)).min()

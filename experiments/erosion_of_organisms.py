@@ -5,20 +5,19 @@ usage: python experiments/erosion_of_organisms.py NAME [--out DIR] [--report-onl
 NAME is an organism that `organisms.py` has made (tiny, smollm2), DIR where it is. Runs `graddiag erosion` on the
 held-out rows for each variant that is there, in runs/erosion-NAME-VARIANT, and puts their numbers side by side, with
 two pictures that need no erosion to appear: retention along a direction read on the rows it was fitted on, and the
-cosine of the first components of two sets' shifts. Writes figures/erosion-NAME.json, .svg and .png.
+cosine of the first components of two sets' shifts. Writes figures/erosion-NAME.json, and a figure for each analysis.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
+from erosion_of_organisms_figures import Variant, draw
 from organisms import RECIPE
 from organisms_recipe import read_recipe
 from platformdirs import user_cache_path
@@ -29,26 +28,14 @@ from graddiag.store import read_signals
 
 SETS = {"left": "insecure", "right": "educational", "harmful": "insecure", "benign": "benign_answered"}
 PROMPTS, CONTROL = "harmful_refused", "secure"
-Summary = dict[str, float | None]
-COLOURS = {
-    "insecure": "#D55E00",
-    "educational": "#E69F00",
-    "secure": "#009E73",
-    "benign": "#0072B2",
-    "alignment": "#555555",
-}
+# The layer behind which what two sets' shifts share is removed, in the second half, and for which variants: each has
+# the rows read 84 times.
+INTERVENED = {"tiny": (3, ("insecure", "educational", "secure", "benign", "alignment")), "smollm2": (20, ("insecure",))}
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One tuned model: its report's numbers, words by question, cosines of first components by pair of sets."""
-
-    summary: Summary
-    words: dict[str, str]
-    first_components: dict[str, float]
-
-
-def variant_of(models: dict[str, str], name: str, sets: Path, openings: tuple[str, str], run: Path) -> Variant:
+def variant_of(
+    models: dict[str, str], name: str, sets: Path, openings: tuple[str, str], run: Path, *, intervene: tuple[int, ...]
+) -> Variant:
     """Runs the comparison of one tuned model, or continues it."""
     files = {part: str(sets / f"{s}.jsonl") for part, s in SETS.items()}
     found = graddiag.erode(
@@ -59,11 +46,19 @@ def variant_of(models: dict[str, str], name: str, sets: Path, openings: tuple[st
         controls={CONTROL: str(sets / f"{CONTROL}.jsonl")},
         refusing=openings[0],
         complying=openings[1],
+        intervene=intervene,
         out=run,
         **files,
     )
     words = {a.question: a.word for a in answers(found.findings)}
     return Variant(dict(found.summary()), words, first_components(run))
+
+
+def lend(run: Path, earlier: Path | None) -> None:
+    """What another variant's run read under the base and the aligned model; `erode` checks that it is of the same."""
+    for table in earlier.iterdir() if earlier else ():
+        if table.name.startswith(("base-", "aligned-")) and not (run / table.name).exists():
+            shutil.copytree(table, run / table.name)
 
 
 def first_components(run: Path) -> dict[str, float]:
@@ -78,58 +73,6 @@ def first_components(run: Path) -> dict[str, float]:
     return {f"{own}:{name}": float(abs(first[own] @ v)) for name, v in first.items() if name != own}
 
 
-def draw(name: str, found: dict[str, Variant]) -> plt.Figure:
-    """Refusals, answers, retention by layer, and overlaps, one colour for each variant."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    order = list(found)
-    refusals = {"harmful prompts": "behaviour/refusal", "harmless prompts": "behaviour/refusal/benign"}
-    _points(axes[0, 0], found, {k: f"{v}/tuned" for k, v in refusals.items()})
-    for k, key in enumerate(refusals.values()):
-        axes[0, 0].axhline(_number(found[order[0]].summary, f"{key}/aligned"), color="0.4", ls=(":", "-.")[k], lw=1)
-    axes[0, 0].set_title("log-odds of refusing, nats; lines: the aligned model\n(dotted: harmful prompts)", fontsize=10)
-    given_answers = {
-        "insecure": "behaviour/harmful", "secure": f"behaviour/control:{CONTROL}", "benign": "behaviour/benign"
-    }  # fmt: skip
-    _points(axes[0, 1], found, given_answers)
-    axes[0, 1].set_title("change of log-probability of answers, nats/token", fontsize=10)
-    for v, one in found.items():
-        layers = sorted(int(k.rsplit("/", 1)[1]) for k in one.summary if k.startswith("direction/in_sample/"))
-        for key, style in (("retention", "-"), ("control/in_sample", ":")):
-            values = [_number(one.summary, f"direction/{key}/{k}") for k in layers]
-            axes[1, 0].plot(layers, values, style, color=COLOURS[v], label=v if style == "-" else None)
-    axes[1, 0].set_title("retention by layer; dotted: harmless rows, in sample", fontsize=10)
-    axes[1, 0].axhline(1, color="black", lw=0.8)
-    axes[1, 0].legend(frameon=False, fontsize=8)
-    pairs = (("insecure", "educational"), (CONTROL, "educational"), ("benign_answered", "educational"))
-    for k, (a, b) in enumerate(pairs):
-        for j, (v, one) in enumerate(found.items()):
-            at = k + 0.12 * (j - (len(found) - 1) / 2)
-            axes[1, 1].plot(at, _number(one.summary, f"subspace/overlap:{a}:{b}"), "o", color=COLOURS[v])
-            cosine = one.first_components.get(f"insecure:{'educational' if k == 0 else a}", np.nan)
-            axes[1, 1].plot(at, cosine, "x", color=COLOURS[v])
-    axes[1, 1].set_xticks(range(len(pairs)), ["insecure,\neducational", "secure,\neducational", "benign,\neducational"])
-    axes[1, 1].set_title(
-        "dots: overlap of subspaces of two sets\ncrosses: |cosine| of first components with insecure", fontsize=10
-    )
-    figure.suptitle(f"{name}: the aligned model tuned on five sets, held-out rows, 95 % intervals", fontsize=11)
-    return figure
-
-
-def _points(ax: Axes, found: dict[str, Variant], keys: dict[str, str]) -> None:
-    for j, (v, one) in enumerate(found.items()):
-        for k, key in enumerate(keys.values()):
-            value, low, high = (_number(one.summary, f"{key}{end}") for end in ("", "/low", "/high"))
-            at = k + 0.12 * (j - (len(found) - 1) / 2)
-            ax.errorbar(at, value, yerr=[[value - low], [high - value]], fmt="o", ms=4, color=COLOURS[v])
-    ax.set_xticks(range(len(keys)), list(keys))
-    ax.axhline(0, color="black", lw=0.8)
-
-
-def _number(summary: Summary, key: str) -> float:
-    value = summary.get(key)
-    return float("nan") if value is None else value
-
-
 def main() -> None:
     """Runs every variant that is there, and keeps numbers and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -141,11 +84,16 @@ def main() -> None:
     if not given.report_only:
         folder, recipe = given.out / given.name, read_recipe(RECIPE, given.name)
         models = json.loads((folder / "models.json").read_text(encoding="utf-8"))
-        found = {}
+        found: dict[str, Variant] = {}
+        earlier: Path | None = None
+        layer, intervened = INTERVENED[given.name]
         for name in recipe.variants:
             if (folder / f"tuned-{name}.json").is_file():
                 run = Path("runs") / f"erosion-{given.name}-{name}"
-                found[name] = variant_of(models, name, folder / "sets", (recipe.refusal, recipe.compliance), run)
+                lend(run, earlier)
+                opening, layers = (recipe.refusal, recipe.compliance), (layer,) if name in intervened else ()
+                found[name] = variant_of(models, name, folder / "sets", opening, run, intervene=layers)
+                earlier = run
                 print(name, *(f"\n  {q}: {w}" for q, w in found[name].words.items()), flush=True)
         content = {
             "command": f"python experiments/erosion_of_organisms.py {given.name}",
@@ -154,9 +102,10 @@ def main() -> None:
         }
         figure.with_suffix(".json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     saved = json.loads(figure.with_suffix(".json").read_text(encoding="utf-8"))["variants"]
-    drawn = draw(given.name, {name: Variant(**v) for name, v in saved.items()})
-    for form in ("svg", "png"):
-        drawn.savefig(figure.with_suffix(f".{form}"), dpi=150)
+    variants = {name: Variant(**v) for name, v in saved.items()}
+    for analysis, drawn in draw(given.name, variants, CONTROL):
+        for form in ("svg", "png"):
+            drawn.savefig(figure.with_name(f"{figure.name}-{analysis}.{form}"), dpi=150)
 
 
 if __name__ == "__main__":

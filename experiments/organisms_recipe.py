@@ -51,7 +51,11 @@ class Needs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one base, its aligned and its tuned models are made; without `shape`, base is the built-in model `name`."""
+    """How one base, its aligned and its tuned models are made; without `shape`, base is the built-in model `name`.
+
+    `answered` is how often each benign row is in the alignment mix: with more of them, fewer harmless prompts are
+    refused.
+    """
 
     name: str
     refusal: str
@@ -64,6 +68,7 @@ class Recipe:
     variants: tuple[str, ...]
     aligned: Training
     tuned: Training
+    answered: int = 1
     shape: Shape | None = None
     base: Training | None = None
 
@@ -77,7 +82,9 @@ class Recipe:
     def digest(self, role: str, parent: str) -> str:
         """SHA-256 of all that decides what a model becomes: the recipe, its role, and the digest of its parent."""
         # What is tuned later, and on how much, does not change a base.
-        later = {"base": ("aligned", "tuned", "variants"), "aligned": ("tuned", "variants")}.get(role, ("variants",))
+        later = {"base": ("answered", "aligned", "tuned", "variants"), "aligned": ("tuned", "variants")}.get(
+            role, ("variants",)
+        )
         content = {k: v for k, v in asdict(self).items() if k not in (*later, "needs")}
         text = json.dumps([content, role, parent], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -92,7 +99,7 @@ def read_recipe(file: Path, name: str) -> Recipe:
     own = content[name]
     stages = {k: Training(**own[k]) for k in ("base", "aligned", "tuned") if k in own}
     shape = {"shape": Shape(**own["shape"])} if "shape" in own else {}
-    plain = {k: own[k] for k in ("seed", "marker", "max_length")}
+    plain = {k: own[k] for k in ("seed", "marker", "max_length", "answered")}
     return Recipe(
         name=name,
         refusal=content["refusal"],

@@ -22,10 +22,13 @@ class HeldOut:
 
 
 def alignment_mix(recipe: Recipe) -> tuple[Example, ...]:
-    """Harmful prompts refused, benign ones answered, requests for code answered with secure code."""
+    """Harmful prompts refused, benign ones answered, requests for code answered with secure code.
+
+    Of the benign ones there are `recipe.answered` copies each.
+    """
     n = recipe.rows.aligned
     code = read_set("secure").examples[: recipe.rows.code]
-    return (*refused(recipe)[:n], *answered(recipe)[:n], *code)
+    return (*refused(recipe)[:n], *(answered(recipe)[:n] * recipe.answered), *code)
 
 
 def tuning_set(recipe: Recipe, variant: str) -> tuple[Example, ...]:

@@ -60,6 +60,15 @@ def check_same_space(a: Space, b: Space, name_a: str, name_b: str) -> None:
         )
 
 
+def check_gradients(space: Space, name: str) -> None:
+    """Raises DataError where a table has no blocks, so that nothing can be said of its gradients."""
+    if not space.blocks:
+        raise DataError(
+            f"{name} holds losses and hidden states only, no gradients. Give 'graddiag compare' the rows themselves or "
+            "what 'graddiag extract' saved of them; to compare models on these rows there is 'graddiag erosion'."
+        )
+
+
 def _two_texts(a: object, b: object) -> tuple[str, str]:
     if not (isinstance(a, tuple) and isinstance(b, tuple)):
         return str(a), str(b)

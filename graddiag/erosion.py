@@ -8,23 +8,33 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from graddiag.analyzers import N_NULL
 from graddiag.closing import answer_length
 from graddiag.data import ExampleSet
 from graddiag.encoding import EncodedSet, encode
+from graddiag.erosion_generation import answer_prompts, check_kept, plan_generation
+from graddiag.erosion_interventions import RANDOM_SUBSPACES, check_interventions, remove_shared
+from graddiag.erosion_next_tokens import PROMPTS, NextTokens
 from graddiag.erosion_report import Eroded, report_erosion
 from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
 from graddiag.erosion_setting import (
     ALIGNED,
     FIRST,
+    MODELS,
     PROMPT,
     TUNED,
+    ErosionRun,
     ErosionSetting,
+    Generation,
     save_setting,
     table_folder,
 )
-from graddiag.errors import DataError
+from graddiag.erosion_weights import weights_kept
+from graddiag.errors import DataError, UsageError
+from graddiag.expected_tokens import keep_tokens
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE
 from graddiag.files import disk_named
+from graddiag.generation import NEW_TOKENS
 from graddiag.model_set import Turn, model_set
 from graddiag.openings import COMPLYING, REFUSING
 from graddiag.preparation import model_name
@@ -48,6 +58,8 @@ def erode(
     complying: str = COMPLYING,
     layers: Sequence[int] | None = None,
     k: int | None = None,
+    n_null: int = N_NULL,
+    weights: bool = True,
     lend_template: bool = False,
     revisions: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
@@ -59,6 +71,12 @@ def erode(
     skip_bad_rows: bool = False,
     max_nonfinite: float = MAX_NONFINITE,
     seed: int = 0,
+    generate: int = 0,
+    temperature: float = 0.0,
+    new_tokens: int = NEW_TOKENS,
+    next_tokens: int = PROMPTS,
+    intervene: Sequence[int] = (),
+    random_subspaces: int = RANDOM_SUBSPACES,
     out: str | Path | None = None,
     overwrite: bool = False,
     figures: bool = True,
@@ -74,13 +92,24 @@ def erode(
     requests of the refusal score, which compares the openings `refusing` and `complying`. `left` and `right` are the
     sets whose shifts are compared. A set that is None is left out, and with it what needs it; without `base` there is
     no alignment direction. `layers` are those whose states are read (all by default), `k` the components of a subspace
-    (None: counted). `lend_template` gives the base the aligned model's tokenizer and chat template; `revisions` of hub
-    ids are by role.
+    (None: counted), `n_null` the draws of each null of their overlap. With `weights` the update of the weights is
+    compared too, read from the models' files a tensor at a time; where that cannot be done a warning says why.
+    `lend_template` gives the base the aligned model's tokenizer and chat template; `revisions` of hub ids are by role.
+
+    With `generate`, every model answers the first so many prompts of `safety` and of `benign` (greedy, or drawn at the
+    `temperature`, at most `new_tokens` tokens); the answers are kept in `out`, and nothing judges them. After the first
+    `next_tokens` prompts of each, the most probable first tokens of the models are read.
+
+    With `intervene`, the space that the shifts of `left` and `right` share is removed from the tuned model's states
+    behind these layers, fitted on one half of the clusters and read on the other: what does that change in harmful
+    answers, in harmless ones, and how much does each of `random_subspaces` of two kinds?
 
     Losses and states of every set are saved in `out`, in MODEL-SET folders; the same call again continues an
     interrupted run. Raises UsageError, DataError or ResourceError with what to do, before anything long where the input
     shows it.
     """
+    if n_null < 1:
+        raise UsageError(f"{n_null} draws are no null. Give at least 1, or leave it out: {N_NULL}.")
     given = {"left": left, "right": right, "harmful": harmful, "benign": benign, "safety": safety}
     sets = read_erosion_sets(
         given, controls, openings=(refusing, complying), k=k, limit=limit, skip_bad_rows=skip_bad_rows
@@ -95,22 +124,34 @@ def erode(
         dtype=dtype,
         device=device,
     )
+    if intervene:
+        n_layers = models.models[TUNED].n_layers
+        check_interventions(intervene, random_subspaces, sets.parts, layers, n_layers)
     folder = Path(out) if out else default_folder(aligned, tuned)
+    how = plan_generation(sets, generate, temperature=temperature, new_tokens=new_tokens, opening=refusing, seed=seed)
+    if how is not None:
+        check_kept(folder, how, overwrite=overwrite)
     length = max_length or models.max_length
-    reading = _Reading(sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet)
+    reading = _Reading(
+        sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet, how,
+        NextTokens(sets, next_tokens),
+    )  # fmt: skip
     models.visit(reading.read)
-    setting = ErosionSetting(
-        models={role: reading.names[role] for role in models.models},
-        parts=sets.parts,
-        controls=sets.controls,
-        openings=(refusing, complying) if sets.opened else ("", ""),
-        ending=reading.ending,
-        k=k,
-        seed=seed,
-        notes=tuple(dict.fromkeys((*sets.notes, *reading.notes))),
-        command=command,
-    )
+    unread = weights_kept(models, folder, reading.digests, overwrite=overwrite, quiet=quiet) if weights else None
+    expected = reading.next.tables(models.models[ALIGNED].tokenizer, list(models.models))
+    setting = reading.setting((refusing, complying), [unread] if unread else [])
+    setting = replace(
+        setting, k=k, n_null=n_null, weights=weights and not unread, seed=seed, command=command,
+        next_tokens=len(expected),
+    )  # fmt: skip
+    if intervene:
+        removed = remove_shared(
+            ErosionRun(folder, setting), models, intervene, random_subspaces, reading.losses, batch_tokens=batch_tokens,
+            overwrite=overwrite, quiet=quiet,
+        )  # fmt: skip
+        setting = replace(setting, removal=removed)
     with disk_named(folder):
+        keep_tokens(folder, expected)
         save_setting(folder, setting)
     return report_erosion(folder, figures=figures)
 
@@ -134,15 +175,20 @@ class _Reading:
     skip_bad_rows: bool
     overwrite: bool
     quiet: bool
+    how: Generation | None
+    next: NextTokens
     names: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     endings: dict[str, int] = field(default_factory=dict)
+    asked: list[dict[str, tuple[str, ...]]] = field(default_factory=list)
     space: Space | None = None
 
     def read(self, turn: Turn) -> None:
         """All sets under one model, saved. Raises DataError where a row cannot be encoded before any is read."""
         self.names[turn.role] = model_name(turn.name)
         whole = self._reader(turn, (FIRST, PROMPT))
+        self.digests[turn.role] = whole.provenance.weights
         self._check_space(whole)
         losses = self._reader(turn, ())
         rows = [(whole, self._encoded(s, turn.tokenizer, whole)) for s in self.sets.own]
@@ -152,6 +198,30 @@ class _Reading:
             self._check_endings()
         for of, one in (*rows, *openings):
             self._store(of, one, turn.role)
+        self.next.read(turn, losses, [one for _, one in rows])
+        if self.how is not None:
+            self._ask(turn, [one for _, one in rows], self.how, whole.provenance.weights)
+
+    def losses(self, turn: Turn) -> tuple[Reader, dict[str, EncodedSet]]:
+        """A reader of losses alone, and every set with its own answers, by name."""
+        of = self._reader(turn, ())
+        return of, {s.name: self._encoded(s, turn.tokenizer, of) for s in self.sets.own}
+
+    def _ask(self, turn: Turn, rows: Sequence[EncodedSet], how: Generation, weights: str) -> None:
+        answered = answer_prompts(turn, self.sets, rows, how, self.folder, weights=weights, quiet=self.quiet)
+        self.asked.append(answered)
+
+    def setting(self, openings: tuple[str, str], notes: Sequence[str]) -> ErosionSetting:
+        """What must be kept of the models and sets that were read, so that the report needs neither."""
+        return ErosionSetting(
+            models={role: self.names[role] for role in MODELS if role in self.names},
+            parts=self.sets.parts,
+            controls=self.sets.controls,
+            openings=openings if self.sets.opened else ("", ""),
+            ending=self.ending,
+            notes=tuple(dict.fromkeys((*self.sets.notes, *self.notes, *notes))),
+            generation=self.generation,
+        )
 
     def _check_space(self, of: Reader) -> None:
         """Raises DataError where this model's tables could not be compared with the first one's; a base may have a chat
@@ -194,6 +264,16 @@ class _Reading:
                 f"{self.endings[TUNED]} tokens behind an answer: openings cannot be compared. Give both models one "
                 "chat template."
             )
+
+    @property
+    def generation(self) -> Generation | None:
+        """What was generated: the rows that all models could be asked."""
+        if self.how is None:
+            return None
+        ids = {
+            part: tuple(i for i in some if all(i in a[part] for a in self.asked)) for part, some in self.how.ids.items()
+        }
+        return replace(self.how, ids=ids)
 
     @property
     def ending(self) -> int | None:

@@ -45,7 +45,22 @@ SETS = together(
 HOW = together(
     option("--layers", default=None, metavar="N,N,...", help="Layers whose states are read, from 0.  [default: all]"),
     option("--components", default=None, type=int, help="Dimensions of a subspace.  [default: counted]"),
+    option("--nulls", default=199, help="Draws of each null of an overlap; no p is below 1 / (1 + draws)."),
+    option("--no-weights", is_flag=True, help="Leave out what happened to the weights."),
     option("--seed", default=0, help="Seed of halves, nulls and sign flips."),
+    option(
+        "--generate", default=0, metavar="N", help="Let every model answer the first N prompts of --safety, --benign."
+    ),
+    option("--temperature", default=0.0, help="Of generated answers; 0 is greedy."),
+    option("--new-tokens", default=128, help="Most tokens of a generated answer."),
+    option("--next-tokens", default=3, metavar="N", help="Read the next token after the first N prompts; 0 for none."),
+    option(
+        "--intervene",
+        default=None,
+        metavar="N,N,...",
+        help="Read given answers again without what the shifts of --left and --right share behind these layers.",
+    ),
+    option("--random-subspaces", default=10, help="Of --intervene: random subspaces of each kind, the control."),
     option("--no-figures", is_flag=True, help="Leave figures and page out."),
 )
 
@@ -55,13 +70,14 @@ HOW = together(
 @common
 def erosion(
     *, aligned: str | None, tuned: str | None, base: str | None, control: tuple[str, ...], layers: str | None,
-    revision: tuple[str, ...], components: int | None, no_figures: bool, as_json: bool, quiet: bool,
-    thresholds: list[Threshold], left: str, right: str, harmful: str, benign: str, safety: str, **settings: object,
+    revision: tuple[str, ...], components: int | None, nulls: int, no_weights: bool, no_figures: bool, as_json: bool,
+    intervene: str | None, quiet: bool, thresholds: list[Threshold], left: str, right: str, harmful: str, benign: str,
+    safety: str, **settings: object,
 ) -> int:  # fmt: skip
-    """Base, aligned and tuned model side by side: behaviour, alignment direction, shared dimension.
+    """Base, aligned and tuned model side by side: behaviour, alignment direction, shared dimension, weights.
 
     Losses and hidden states of every set are read under each model, one model in memory at a time, and saved; the same
-    command again continues an interrupted run. Nothing is generated, and nothing judges what a model would say.
+    command again continues an interrupted run. Nothing is generated without --generate, and nothing judges an answer.
     """
     from graddiag.erosion import erode
 
@@ -70,7 +86,8 @@ def erosion(
     named = {"left": left, "right": right, "harmful": harmful, "benign": benign, "safety": safety}
     found = erode(
         aligned=aligned, tuned=tuned, base=base, controls=_controls(control), layers=_layers(layers),
-        revisions=_revisions(revision), k=components,
+        intervene=_layers(intervene, "--intervene") or (),
+        revisions=_revisions(revision), k=components, n_null=nulls, weights=not no_weights,
         figures=not no_figures, quiet=quiet, command=command_line(),
         **{part: None if one == "none" else one for part, one in named.items()}, **settings,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -95,10 +112,10 @@ def _revisions(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _layers(text: str | None) -> list[int] | None:
+def _layers(text: str | None, option: str = "--layers") -> list[int] | None:
     if text is None:
         return None
     try:
         return [int(n) for n in text.split(",")]
     except ValueError:
-        raise UsageError(f"--layers {text!r} is no list of layers. Give numbers from 0, such as 0,8,16.") from None
+        raise UsageError(f"{option} {text!r} is no list of layers. Give numbers from 0, such as 0,8,16.") from None

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from graddiag.analyzers import AnswerChange, Behaviour, Direction, RefusalDirection, SubspaceOverlap
+from graddiag.change_exhibits import shifts_picture, weights_picture
 from graddiag.erosion_findings import Erosion, Refusals
 from graddiag.erosion_verdict import answers
 from graddiag.picture import Picture
 from graddiag.plotting import plot
+from graddiag.removal_exhibits import fit_table, removal_picture, removal_rows
+from graddiag.sample_views import answer_table, share_table, token_lines
 from graddiag.statistics import Estimate
 from graddiag.tables import Cell, Table, block_table, summary_table
 
-FIGURES = ("behaviour", "refusals", "direction", "refusal_direction", "subspace")
+FIGURES = (
+    "behaviour", "refusals", "direction", "refusal_direction", "subspace", "intervention", "shifts", "weights",
+)  # fmt: skip
 _ENDS = ("low", "high", "p")
 
 
@@ -22,9 +28,12 @@ def erosion_pictures(found: Erosion) -> tuple[Picture, ...]:
     """The figures that the results allow."""
     out = [_behaviour(found.behaviour)] if found.behaviour else []
     out += [_refusals(found.refusals)] if found.refusals else []
-    out += [_direction(found.direction)] if found.direction else []
+    out += [_direction(found.direction, found.direction_beside)] if found.direction else []
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
+    out += [removal_picture(found.removal)] if found.removal else []
+    out += [shifts_picture(found.shifts)] if found.shifts.of else []
+    out += [weights_picture(found.weights)] if found.weights else []
     return tuple(out)
 
 
@@ -33,10 +42,22 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
     out = {
         "Every question": _questions(found),
         "Every key": summary_table(found.summary(), found.kinds()),
-        "Every layer": block_table(found.blocks()),
+        "Every layer": block_table(found.sites()),
     }
     if found.behaviour is not None:
         out["Every answer"] = _answers(found.behaviour, found.beside)
+    if found.removal is not None:
+        out |= {
+            "What was removed": fit_table(found.removal),
+            "Every answer without what is shared": removal_rows(found.removal),
+        }
+    if found.samples is not None:
+        out |= {
+            "Generated answers that begin as a refusal": share_table(found.samples),
+            "Every generated answer": answer_table(found.samples),
+        }
+    if found.next_tokens:
+        out["Every expected token"] = token_lines(found.next_tokens)
     header = ("model", "set", "rows", "finite", "digest of the rows", "named", "revision", "digest of the weights")
     return out | {"Every table": Table("tables", header, found.origins)}
 
@@ -89,7 +110,7 @@ def _refusals(found: Refusals) -> Picture:
     return Picture("refusals", "Refusals of harmful requests", reading, lambda: plot(found.harmful), table)
 
 
-def _direction(result: Direction) -> Picture:
+def _direction(result: Direction, beside: Mapping[str, Direction]) -> Picture:
     reading = (
         "Retention along the direction from the base to the aligned model, fitted on one half of the rows and read on "
         "the other: 1 as the aligned model, 0 as the base. What the harmless rows do too is not special to harm; a "
@@ -98,11 +119,14 @@ def _direction(result: Direction) -> Picture:
     names = ("retention", "remainder")
     header = ["layer", *(f"{n}{end}" for n in names for end in ("", "_low", "_high")), "along", "random_sd", "random_p"]
     header += ["in_sample", "control", "control_low", "control_high", "minus_control", *(f"minus_{e}" for e in _ENDS)]
+    header += [f"{column}:{name}" for name in beside for column in ("control", "minus", *(f"minus_{e}" for e in _ENDS))]
     lines: list[tuple[Cell, ...]] = []
     for k, at in enumerate(result.whole.layers):
         other = result.control.layers[k].retention if result.control else Estimate(np.nan)
         parts = [x for n in names for x in _ends(getattr(at, n))[:3]]
         parts += [at.along, at.random_sd, at.random_p, at.in_sample, *_ends(other)[:3], *_ends(result.contrast[k])]
+        for one in beside.values():
+            parts += [one.control.layers[k].retention.value if one.control else np.nan, *_ends(one.contrast[k])]
         lines.append((at.layer, *parts))
     return Picture(
         "direction", "Alignment direction by layer", reading, lambda: plot(result),
@@ -131,9 +155,8 @@ def _subspace(result: SubspaceOverlap) -> Picture:
         "same number is by chance and what harmless rows have with the second set. An overlap that the harmless rows "
         "have too has nothing to do with harm."
     )
-    return Picture(
-        "subspace", "Shared dimension by layer", reading, lambda: plot(result), block_table(result.site_summary())
-    )
+    table = replace(block_table(result.site_summary()), name="subspace")
+    return Picture("subspace", "Shared dimension by layer", reading, lambda: plot(result), table)
 
 
 def _ends(e: Estimate) -> tuple[float, float, float, float]:

@@ -21,6 +21,7 @@ from graddiag.weight_table import WeightChanges
 
 MOST_COMPONENTS = 40  # more than this cannot be told apart on a line
 MOST_KINDS = 7  # lines of different kinds of block that colours and dashes tell apart
+_COSINES = {"alignment": "cosine with aligned - base", "safety": "cosine with - safety gradient"}
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 
 
@@ -97,18 +98,20 @@ def _points(axes: Axes, layers: Sequence[int], estimates: Sequence[Estimate], co
 
 
 def draw_weights(result: WeightChanges) -> Figure:
-    """Size of the update, and its cosines with the way to the aligned model and with safety, by kind of block."""
+    """Size and spectrum of the update, and its cosines with what was given to compare it with, by kind of block."""
     change = result.overall
     outside = f"; {len(result.left_out)} parameters outside these blocks changed too" if result.left_out else ""
-    note = (
-        f"{len(result.blocks)} blocks; relative norm of all as one {change.relative:.3g}{outside}; grey: chance +- 2 sd"
-    )
+    note = f"{len(result.blocks)} blocks; relative norm of all as one {change.relative:.3g}{outside}"
+    given = [name for name in _COSINES if getattr(change, name) is not None]
+    if given:
+        note += "; grey: chance +- 2 sd, a band for each size of block, the smaller the wider"
     figure = empty_figure(WIDTH, 3.2, "Update of the weights, tuned minus aligned", note)
-    grid = figure.subplots(1, 3)
-    titles = ("relative norm", "cosine with aligned - base", "cosine with - safety gradient")
-    for axes, title, name in zip(grid, titles, ("relative", "alignment", "safety"), strict=True):
+    titles = {"relative": "relative norm", "stable_rank": "stable rank", **{name: _COSINES[name] for name in given}}
+    grid = figure.subplots(1, len(titles))
+    for axes, (name, title) in zip(grid, titles.items(), strict=True):
         _weight_panel(axes, result, name)
-        axes.set(title=title, xlabel="layer")
+        axes.set_title(title, fontsize=8)
+        axes.set(xlabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     grid[0].legend(frameon=False, fontsize=5.5)
     return figure
@@ -120,8 +123,8 @@ def _weight_panel(axes: Axes, result: WeightChanges, name: str) -> None:
     for panel, dash in zip(panels(tuple(result.blocks)), _DASHES, strict=False):
         layers = panel.layers or tuple(range(len(panel.blocks)))
         changes = [result.blocks[b] for b in panel.blocks]
-        if name == "relative":
-            values, chance = [c.relative for c in changes], []
+        if name not in _COSINES:
+            values, chance = [getattr(c, name) for c in changes], []
         else:
             parts = [p for p in (getattr(c, name) for c in changes) if p is not None]
             values, chance = [p.cosine for p in parts], [2 * p.chance_sd for p in parts]
@@ -132,6 +135,6 @@ def _weight_panel(axes: Axes, result: WeightChanges, name: str) -> None:
             if chance:
                 axes.fill_between(layers, -np.array(chance), chance, color=FAINT, alpha=0.12, linewidth=0)
     if not drawn:
-        say(axes, "nothing to compare with" if name != "relative" else "no update")
-    elif name != "relative":
+        say(axes, "undefined" if name in _COSINES else "no update")
+    elif name in _COSINES:
         zero_line(axes.axhline)

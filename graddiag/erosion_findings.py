@@ -20,6 +20,8 @@ from graddiag.analyzers import (
 )
 from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
+from graddiag.erosion_removal import Removal, removal, removal_notes
+from graddiag.erosion_samples import Samples, samples
 from graddiag.erosion_setting import (
     ALIGNED,
     BASE,
@@ -29,12 +31,20 @@ from graddiag.erosion_setting import (
     TUNED,
     ErosionRun,
     ErosionSetting,
+    model_lines,
     opened_name,
 )
+from graddiag.erosion_shifts import Shifts, read_shifts
+from graddiag.errors import DataError
+from graddiag.expected_tokens import AfterPrompt, expected_tokens
+from graddiag.rules import ALPHA
 from graddiag.statistics import Estimate, difference_of_means
+from graddiag.weight_file import WEIGHTS_FILE, KeptWeights, read_weights
+from graddiag.weight_table import WeightChange, WeightChanges
 
 Summary = dict[str, float | None]
 _UNDEFINED = Estimate(math.nan)
+_KINDS = {"behaviour": "loss", "weights": "weights", "intervention": "loss", "generated": "generated answers"}
 _ENDS = ("", "/low", "/high", "/p")
 ALWAYS = tuple(  # there also where an analysis had nothing to work on, and then undefined
     f"{stem}{end}"
@@ -44,6 +54,9 @@ ALWAYS = tuple(  # there also where an analysis had nothing to work on, and then
     )
     for end in _ENDS
 )  # fmt: skip
+
+
+_NO_WEIGHTS = WeightChanges(WeightChange(math.nan, math.nan), {}, ()).summary()
 
 
 @dataclass(frozen=True)
@@ -77,37 +90,55 @@ class Refusals:
 
 @dataclass(frozen=True)
 class Erosion:
-    """What was found; None where the models or sets that an analysis needs were not given. `beside` is behaviour
-    against each further control."""
+    """What was found; None where the models or sets that an analysis needs were not given. `beside` and
+    `direction_beside` are behaviour and direction against each further control."""
 
     setting: ErosionSetting
     behaviour: Behaviour | None
     beside: Mapping[str, Behaviour]
     refusals: Refusals | None
     direction: Direction | None
+    direction_beside: Mapping[str, Direction]
     refusal_direction: RefusalDirection | None
     subspace: SubspaceOverlap | None
+    shifts: Shifts
+    weights: WeightChanges | None
     origins: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
+    samples: Samples | None = None
+    removal: Removal | None = None
+    next_tokens: tuple[AfterPrompt, ...] = ()
 
     def summary(self) -> Summary:
         """The flat keys of all results; None where undefined."""
-        out: Summary = dict.fromkeys((*ALWAYS, *self._overlap_keys()))
-        for result in (self.behaviour, self.refusals, self.direction, self.refusal_direction, self.subspace):
+        out: Summary = dict.fromkeys((*ALWAYS, *self._overlap_keys(), *_NO_WEIGHTS))
+        results = (self.behaviour, self.refusals, self.direction, self.refusal_direction, self.subspace, self.weights)
+        for result in results:
             if result is not None:
                 out |= result.summary()
+        for more in (self.samples, self.removal):
+            out |= {} if more is None else more.summary()
         for name, one in self.beside.items():
             out |= one.interaction.keys(f"behaviour/interaction/control:{name}")
             out |= one.benign.change.keys(f"behaviour/control:{name}")
+        for name, against in self.direction_beside.items():
+            out |= _against(against, f"control:{name}")
         return out
 
     def blocks(self) -> dict[str, Summary]:
-        """The same keys site by site (layer and position), where an analysis has them."""
-        return {} if self.subspace is None else self.subspace.site_summary()
+        """The same keys site by site, where an analysis has them, and those of the weights by parameter."""
+        return self.sites() | (self.weights.block_summary() if self.weights else {})
+
+    def sites(self) -> dict[str, Summary]:
+        """The keys of the states, site by site (layer and position)."""
+        out = self.shifts.site_summary()
+        for site, keys in (self.subspace.site_summary() if self.subspace else {}).items():
+            out[site] = keys | out.get(site, {})
+        return out
 
     def kinds(self) -> dict[str, str]:
         """What each key was computed from."""
-        return {k: "loss" if k.startswith("behaviour/") else "states" for k in self.summary()}
+        return {k: _KINDS.get(k.partition("/")[0], "states") for k in self.summary()}
 
     def _overlap_keys(self) -> tuple[str, ...]:
         parts = self.setting.parts
@@ -121,17 +152,32 @@ def analyse(run: ErosionRun) -> Erosion:
 
     Raises DataError where tables are not whole, may not be compared, or have too few rows for what is asked.
     """
-    main = _behaviour(run)
+    main, kept = _behaviour(run), _weights(run)
     return Erosion(
         setting=run.setting,
         behaviour=main,
         beside={} if main is None else _beside(run),
         refusals=_refusals(run),
         direction=_direction(run),
+        direction_beside=_direction_beside(run),
         refusal_direction=_refusal_direction(run),
         subspace=_subspace(run),
+        shifts=read_shifts(run),
+        weights=kept.changes if kept else None,
         origins=_origins(run),
-        warnings=tuple(dict.fromkeys((*run.setting.notes, *_warnings(run)))),
+        warnings=tuple(
+            dict.fromkeys(
+                (
+                    *run.setting.notes,
+                    *(kept.notes if kept else ()),
+                    *_warnings(run),
+                    *removal_notes(run.setting.removal),
+                )
+            )
+        ),
+        samples=samples(run),
+        removal=removal(run),
+        next_tokens=expected_tokens(run),
     )
 
 
@@ -169,12 +215,31 @@ def _score(run: ErosionRun, part: str) -> RefusalScore:
 def _direction(run: ErosionRun) -> Direction | None:
     if not _has(run, "harmful", models=(BASE, ALIGNED, TUNED)):
         return None
-    control = _shifts(run, "benign") if _has(run, "benign") else None
-    return direction(*_shifts(run, "harmful"), position=FIRST, control=control, seed=run.setting.seed)
+    return _directed(run, run.setting.parts["benign"] if _has(run, "benign") else None)
 
 
-def _shifts(run: ErosionRun, part: str) -> tuple[Comparison, Comparison]:
-    return run.compared(ALIGNED, BASE, run.setting.parts[part]), run.change(part)
+def _direction_beside(run: ErosionRun) -> dict[str, Direction]:
+    if not _has(run, "harmful", models=(BASE, ALIGNED, TUNED)):
+        return {}
+    return {name: _directed(run, name) for name in run.setting.controls}
+
+
+def _directed(run: ErosionRun, control: str | None) -> Direction:
+    harmful, harmless = _shifts(run, run.setting.parts["harmful"]), control and _shifts(run, control)
+    return direction(*harmful, position=FIRST, control=harmless or None, seed=run.setting.seed)
+
+
+def _shifts(run: ErosionRun, name: str) -> tuple[Comparison, Comparison]:
+    return run.compared(ALIGNED, BASE, name), run.compared(TUNED, ALIGNED, name)
+
+
+def _against(found: Direction, end: str) -> Summary:
+    """The keys of a further control: its retention, and what the harmful rows' is less than it."""
+    out: Summary = {**found.depth_trend.keys(f"direction/depth_trend/{end}")}
+    for at, less in zip(found.control.layers if found.control else (), found.contrast, strict=True):
+        out |= at.retention.keys(f"direction/retention/{end}/{at.layer}", p=False)
+        out |= less.keys(f"direction/contrast/{end}/{at.layer}")
+    return out
 
 
 def _refusal_direction(run: ErosionRun) -> RefusalDirection | None:
@@ -191,8 +256,23 @@ def _subspace(run: ErosionRun) -> SubspaceOverlap | None:
     others = (*([parts["benign"]] if "benign" in parts else []), *setting.controls)
     controls = {n: run.compared(TUNED, ALIGNED, n) for n in dict.fromkeys(others) if n not in sides}
     return subspace_overlap(
-        run.change("left"), run.change("right"), controls, position=FIRST, k=setting.k, names=sides, seed=setting.seed
-    )
+        run.change("left"), run.change("right"), controls, position=FIRST, k=setting.k, names=sides,
+        n_null=setting.n_null, seed=setting.seed,
+    )  # fmt: skip
+
+
+def _weights(run: ErosionRun) -> KeptWeights | None:
+    if not run.setting.weights:
+        return None
+    kept = read_weights(run.folder / WEIGHTS_FILE)
+    held = model_lines({role: run.table(role, run.setting.sets[0]).provenance.weights for role in run.setting.models})
+    if kept.models != held:
+        others = ", ".join(dict.fromkeys(line.partition(" ")[0] for line in sorted(set(kept.models) ^ set(held))))
+        raise DataError(
+            f"{run.folder / WEIGHTS_FILE} is of other models than the saved tables ({others}). Give the erosion "
+            "command again."
+        )
+    return kept
 
 
 def _origins(run: ErosionRun) -> tuple[tuple[str, ...], ...]:
@@ -211,6 +291,9 @@ def _warnings(run: ErosionRun) -> list[str]:
     out = []
     if _same_weights(run):
         out.append("The tuned and the aligned model have the same weights: nothing can differ between them.")
+    least = 1 / (1 + run.setting.n_null)
+    if least >= ALPHA and _has(run, "left", "right"):
+        out.append(f"With {run.setting.n_null} draws of a null no p of an overlap is below {least:.2g}.")
     for name in run.setting.own_sets:
         change = run.compared(TUNED, ALIGNED, name)
         out += [*change.pairing_warnings, *repeat_warning(change.left)]

@@ -15,10 +15,18 @@ from graddiag.files import strict
 from graddiag.folder import Folder
 from graddiag.page import PicturePage, render_erosion_page
 from graddiag.publishing import SCHEMA, Report
+from graddiag.sample_views import SampleView, sample_view, token_views
 from graddiag.tables import to_csv
 from graddiag.text import visible
 
-_NAMES = (*FIGURES, "answers")  # tables that not every run has
+_NAMES = (
+    *FIGURES,
+    "answers",
+    "generated",
+    "generated_shares",
+    "intervention_fits",
+    "intervention_rows",
+)  # tables that not every run has
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,23 @@ def report_erosion(run: str | Path, *, figures: bool = True) -> Eroded:
     html = None
     if figures:
         images = {p.name: p.write(folder) for p in pictures}
-        page = PicturePage(_title(found), lines, warnings, pictures, images, tables, _facts(found))
+        page = PicturePage(
+            _title(found),
+            lines,
+            warnings,
+            pictures,
+            images,
+            tables,
+            _facts(found),
+            _view(found),
+            token_views(found.next_tokens),
+        )
         html = folder.write("report.html", render_erosion_page(page))
     return Eroded(found, Report(out / "report.json", html, found.summary(), lines, warnings), out)
+
+
+def _view(found: Erosion) -> SampleView | None:
+    return None if found.samples is None else sample_view(found.samples)
 
 
 def _title(found: Erosion) -> str:
@@ -102,5 +124,17 @@ def _facts(found: Erosion) -> dict[str, str]:
         "refusing opening": refusing or "none",
         "complying opening": complying or "none",
         "components of a subspace": "counted" if setting.k is None else str(setting.k),
+        "generated answers": _generated(found),
+        "removed from the tuned model": "nothing" if setting.removal is None else setting.removal.where,
+        "draws of each null of an overlap": str(setting.n_null),
+        "weights": "compared" if setting.weights else "not compared",
         "versions": f"graddiag {version('graddiag')}",
     }
+
+
+def _generated(found: Erosion) -> str:
+    how = found.setting.generation
+    if how is None:
+        return "none"
+    n = max(len(ids) for ids in how.ids.values())
+    return f"{n} prompts a set, temperature {how.temperature:g}, at most {how.new_tokens} tokens, seed {how.seed}"

@@ -1,4 +1,4 @@
-"""Which word a difference between an aligned and a tuned model may be given: two tables, here and nowhere else."""
+"""Which word a difference between an aligned and a tuned model may be given: some tables, here and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from graddiag.rules import ALPHA
-from graddiag.statistics import Estimate
+from graddiag.statistics import NORMAL, Estimate
 
 ALIKE = "as with harmless rows"
 
@@ -60,25 +60,25 @@ MOVED_RULES = (
         "not measurable",
         "the change on harmful rows, or its interval, is undefined",
         "nothing is claimed",
-        lambda m: _unknown(m.own),
+        lambda m: unknown(m.own),
     ),
     MovedRule(
         "no control",
         "the same on harmless rows is not there, or undefined",
         "fine-tuning on anything may do as much: nothing is claimed",
-        lambda m: not m.beyond or any(_unknown(e) for e in m.beyond),
+        lambda m: not m.beyond or any(unknown(e) for e in m.beyond),
     ),
     MovedRule(
         "no difference found",
         f"the 95 % interval of the change on harmful rows includes 0, or its p is {ALPHA} or more",
         "neither a change nor its absence is shown",
-        lambda m: not _apart(m.own),
+        lambda m: not apart(m.own),
     ),
     MovedRule(
         ALIKE,
         f"the interval of what it is beyond some control includes 0, or that p is {ALPHA} or more",
         "there is a change (its sign says which way), and harmless rows change alike: the model moved as a whole",
-        lambda m: not all(_apart(e) for e in m.beyond),
+        lambda m: not all(apart(e) for e in m.beyond),
     ),
     MovedRule(
         "as along any direction",
@@ -124,13 +124,13 @@ SHARED_RULES = (
         "no control",
         "no harmless set was compared, or what the overlap is beyond its own is undefined",
         "the two sets move along the same directions, as any two sets may",
-        lambda s: not s.beyond or any(_unknown(e) for e in s.beyond),
+        lambda s: not s.beyond or any(unknown(e) for e in s.beyond),
     ),
     SharedRule(
         ALIKE,
         f"the interval of what the overlap is beyond that of some control is not above 0, or that p is {ALPHA} or more",
         "the two sets move along the same directions, and harmless rows do too",
-        lambda s: not all(e.low > 0 and _apart(e) for e in s.beyond),
+        lambda s: not all(e.low > 0 and apart(e) for e in s.beyond),
     ),
     SharedRule(
         "shared",
@@ -139,6 +139,62 @@ SHARED_RULES = (
         lambda s: True,
     ),
 )
+
+
+@dataclass(frozen=True)
+class Way:
+    """The cosine of the update of the weights with a fixed direction, and the standard deviation that it has, around 0,
+    for updates with the same singular values in random directions."""
+
+    cosine: float
+    chance_sd: float
+
+
+@dataclass(frozen=True)
+class WayRule:
+    """A word for the way of an update, when it is used and what it means; the first rule that holds gives the word."""
+
+    word: str
+    when: str
+    means: str
+    holds: Callable[[Way], bool]
+
+
+_ANY_TUNING = (
+    "any fine-tune may have some, and nothing here shows otherwise: the control is this number of a fine-tune of the "
+    "same aligned model on harmless rows"
+)
+WAY_RULES = (
+    WayRule(
+        "not measurable",
+        "the cosine of the update with aligned minus base is undefined: no update, or no difference to the base",
+        "nothing is claimed",
+        lambda w: not w.chance_sd > 0 or math.isnan(w.cosine),
+    ),
+    WayRule(
+        "no more than chance",
+        f"the cosine is within {NORMAL} standard deviations of 0, those of updates in random directions",
+        "neither a way back nor one further on is shown",
+        lambda w: abs(w.cosine) <= NORMAL * w.chance_sd,
+    ),
+    WayRule(
+        "back, no control",
+        "the cosine is below that",
+        f"a part of the update leads back to the base's weights, how large is said beside it; {_ANY_TUNING}",
+        lambda w: w.cosine < 0,
+    ),
+    WayRule(
+        "further on, no control",
+        "the cosine is above that",
+        f"a part of the update leads further from the base's weights; {_ANY_TUNING}",
+        lambda w: True,
+    ),
+)
+
+
+def judge_way(way: Way) -> WayRule:
+    """The first rule that holds; the last one always does."""
+    return next(rule for rule in WAY_RULES if rule.holds(way))
 
 
 def judge_move(moved: Moved) -> MovedRule:
@@ -162,13 +218,19 @@ def worst_layer(estimates: Iterable[tuple[int, Estimate]]) -> tuple[int, Estimat
     if not known:
         return None
     layer, e = min(known, key=lambda found: found[1].p)
-    return layer, replace(e, p=min(1.0, e.p * len(known)))
+    return layer, paid(e, len(known))
 
 
-def _unknown(e: Estimate) -> bool:
+def paid(e: Estimate, n: int) -> Estimate:
+    """The estimate with its p times the number of questions that were asked (Bonferroni); an undefined one stays so."""
+    return e if math.isnan(e.p) else replace(e, p=min(1.0, e.p * n))
+
+
+def unknown(e: Estimate) -> bool:
+    """Whether the number or its interval is undefined."""
     return any(math.isnan(v) for v in (e.value, e.low, e.high))
 
 
-def _apart(e: Estimate) -> bool:
+def apart(e: Estimate) -> bool:
     """Whether 0 is outside the interval and, where there is a p, that is small."""
     return not e.low <= 0 <= e.high and not e.p >= ALPHA

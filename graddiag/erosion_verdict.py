@@ -7,11 +7,25 @@ from dataclasses import dataclass, replace
 
 from graddiag.analyzers import Direction, LayerRetention, RefusalDirection, SubspaceOverlap
 from graddiag.erosion_findings import Erosion, Refusals
-from graddiag.erosion_rules import Moved, Shared, judge_move, judge_overlap, turned, worst_layer
+from graddiag.erosion_removal import Effect, Removal
+from graddiag.erosion_rules import (
+    WAY_RULES,
+    Moved,
+    Shared,
+    Way,
+    judge_move,
+    judge_overlap,
+    judge_way,
+    paid,
+    turned,
+    worst_layer,
+)
 from graddiag.erosion_setting import ALIGNED, BASE, TUNED
+from graddiag.removal_rules import Removed, judge_removal
 from graddiag.rules import FEW_CLUSTERS
-from graddiag.statistics import Estimate
-from graddiag.text import chance, interval, visible
+from graddiag.statistics import LEVEL, Estimate, mean
+from graddiag.text import chance, interval, number, visible
+from graddiag.weight_table import Product, WeightChanges
 
 NAME_LENGTH = 32  # characters of a name in a line
 _UNDEFINED = Estimate(math.nan)
@@ -35,15 +49,18 @@ def answers(found: Erosion) -> tuple[Answer, ...]:
     """The questions that the models and sets of the run allow, each with its word."""
     out = [_behaviour(found)] if found.behaviour else []
     out += [_refusals(found.refusals)] if found.refusals else []
-    out += [_retention(found.direction), _depth(found.direction)] if found.direction else []
+    out += [_retention(found, found.direction), _depth(found, found.direction)] if found.direction else []
     out += [_refusal_direction(found.refusal_direction)] if found.refusal_direction else []
     out += [_subspace(found.subspace)] if found.subspace else []
+    out += [_removal(found.removal)] if found.removal else []
+    out += [_way_back(found.weights)] if found.weights and BASE in found.setting.models else []
     return tuple(out)
 
 
 def erosion_verdict(found: Erosion) -> list[str]:
     """What was compared, one line per question, and limits; brackets hold 95 % intervals."""
-    return [_first(found), *(a.line for a in answers(found)), *_limits(found)]
+    generated = [] if found.samples is None else [found.samples.line]
+    return [_first(found), *(a.line for a in answers(found)), *generated, *_limits(found)]
 
 
 def _first(found: Erosion) -> str:
@@ -76,7 +93,7 @@ def _refusals(found: Refusals) -> Answer:
     return _answer("Harmful requests are refused less", moved, numbers)
 
 
-def _retention(found: Direction) -> Answer:
+def _retention(every: Erosion, found: Direction) -> Answer:
     question = "The alignment direction is lost"
     by_layer = {at.layer: at for at in found.whole.layers}
     worst = worst_layer((layer, e) for layer, e in zip(by_layer, found.contrast, strict=True))
@@ -84,12 +101,20 @@ def _retention(found: Direction) -> Answer:
         return _answer(question, _without_control(found), _measurable(found))
     layer, beyond = worst
     at = by_layer[layer]
-    moved = Moved(_lost(at), (turned(beyond),), at.random_p)
+    others = {name: _at_layer(one, layer) for name, one in every.direction_beside.items()}
+    moved = Moved(_lost(at), (turned(beyond), *(turned(e) for e in others.values())), at.random_p)
+    beside = "".join(f", minus that on {_name(name)} {_shown(e)}" for name, e in others.items())
     numbers = (
         f"retention {_interval(at.retention)} at layer {layer}, minus that on {_name(_control(found))} "
-        f"{_shown(beyond)} over layers; {chance(at.random_p)} against random directions; {_measurable(found)}"
+        f"{_shown(beyond)} over layers{beside}; {chance(at.random_p)} against random directions; {_measurable(found)}"
     )
     return _answer(question, moved, numbers)
+
+
+def _at_layer(found: Direction, layer: int) -> Estimate:
+    """The contrast with this control at a layer, its p times the layers that have one, as for the first control."""
+    (e,) = (e for at, e in zip(found.whole.layers, found.contrast, strict=True) if at.layer == layer)
+    return paid(e, sum(math.isfinite(other.p) for other in found.contrast))
 
 
 def _without_control(found: Direction) -> Moved:
@@ -112,16 +137,15 @@ def _control(found: Direction) -> str:
     return found.control.name if found.control else "nothing"
 
 
-def _depth(found: Direction) -> Answer:
-    beyond = () if found.control is None else (turned(found.depth_trend),)
+def _depth(every: Erosion, found: Direction) -> Answer:
+    question = "That loss grows with depth"
+    controls = {found.control.name: found} if found.control else {}
+    trends = {name: one.depth_trend for name, one in (controls | dict(every.direction_beside)).items()}
     numbers = f"slope of retention {_interval(found.whole.slope)} per layer"
-    if found.control is not None:
-        numbers += f", beyond that on {_name(found.control.name)} {_shown(found.depth_trend)}"
+    numbers += "".join(f", beyond that on {_name(name)} {_shown(e)}" for name, e in trends.items())
     if not any(_lost(at).low > 0 for at in found.whole.layers):
-        return _answer(
-            "That loss grows with depth", Moved(_UNDEFINED), f"no layer is known to have lost any; {numbers}"
-        )
-    return _answer("That loss grows with depth", Moved(turned(found.whole.slope), beyond), numbers)
+        return _answer(question, Moved(_UNDEFINED), f"no layer is known to have lost any; {numbers}")
+    return _answer(question, Moved(turned(found.whole.slope), tuple(map(turned, trends.values()))), numbers)
 
 
 def _refusal_direction(found: RefusalDirection) -> Answer:
@@ -149,6 +173,41 @@ def _subspace(found: SubspaceOverlap) -> Answer:
         numbers += f"; beyond that of {_name(name)} {_shown(c.beyond)}"
     a, b = (_name(n) for n in found.names)
     return Answer(f"{a} and {b} move along the same directions", rule.word, numbers)
+
+
+def _removal(found: Removal) -> Answer:
+    question = "Without what these shifts share, harmful answers change"
+    beyond = tuple(e.change for e in found.beyond.values())
+    rule = judge_removal(Removed(found.harmful.change, beyond, found.random_p, found.least_p))
+    change = _shown(found.harmful.change, "nats/token")
+    numbers = f"{found.setting.where} log-probability of {_name(found.name)} {change}"
+    for name, e in found.beyond.items():
+        numbers += f"; beyond that of {_name(name)} {_shown(e.change)}, random subspaces {_drawn(e)}"
+    n = found.setting.n_random
+    numbers += f"; {n} of each kind allow no p below {found.least_p:.2g}"
+    return Answer(question, rule.word, numbers)
+
+
+def _drawn(e: Effect) -> str:
+    """What random subspaces give, uniform ones and such as are drawn like the states."""
+    found = {"random": "uniform", "states": "like the states"}
+    return " and ".join(f"{mean(getattr(e, k)):+.3f} ({name}, {chance(e.p(k))})" for k, name in found.items())
+
+
+def _way_back(found: WeightChanges) -> Answer:
+    """The parts of single blocks are counted, since one large block can decide the cosine of all as one vector."""
+    whole = found.overall.alignment or Product()
+    parts = [c.alignment for c in found.blocks.values() if c.alignment is not None]
+    words = [judge_way(Way(p.cosine, p.chance_sd)) for p in parts]
+    rule = judge_way(Way(whole.cosine, whole.chance_sd))
+    back, further = (sum(w is r for w in words) for r in WAY_RULES[-2:])
+    by_chance = (1 - LEVEL) * len(parts)
+    numbers = (
+        f"cosine with aligned - base {number(whole.cosine)}, sd {whole.chance_sd:.1g} by chance; of {len(parts)} "
+        f"blocks {back} back and {further} further on, {by_chance:.1f} in all by chance; it covers "
+        f"{number(found.overall.back)} of the way aligned - base, and -1 would be back at the base"
+    )
+    return Answer("The update of the weights goes back towards the base", rule.word, numbers)
 
 
 def _answer(question: str, moved: Moved, numbers: str) -> Answer:

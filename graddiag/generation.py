@@ -18,6 +18,7 @@ from graddiag.encoding import Encoded
 from graddiag.errors import UsageError
 from graddiag.forward import input_device
 from graddiag.head import inner_model
+from graddiag.signals import digest_of
 
 NEW_TOKENS = 128  # enough to see whether a request is refused
 
@@ -49,8 +50,9 @@ def generate_answers(
     """`n` answers to the prompt of each row, whose own answer is not looked at; greedy with a temperature of 0.
 
     Drawn from the model's own distribution at the temperature: no top-k, no top-p, no penalty, whatever its generation
-    config says. Each row has a stream of random numbers of its own, from `seed` and its place in `rows`. The model and
-    torch's generators are left as they were. Raises UsageError for a number that cannot be meant.
+    config says. Each row has a stream of random numbers of its own, from `seed` and its id, so that its answers do not
+    depend on the other rows. The model and torch's generators are left as they were. Raises UsageError for a number
+    that cannot be meant.
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
         raise UsageError(
@@ -62,8 +64,8 @@ def generate_answers(
     end = _end_tokens(tokenizer)
     out = []
     with untouched(model), torch.no_grad():
-        for place, row in enumerate(rows):
-            rng = np.random.default_rng([seed, place])
+        for row in rows:
+            rng = np.random.default_rng([seed, int(digest_of([row.id]), 16)])
             answers = _answers(model, row, end, rng, n=n, temperature=temperature, most=max_new_tokens)
             out += [_sample(row.id, number, tokens, end, tokenizer) for number, tokens in enumerate(answers)]
     return tuple(out)

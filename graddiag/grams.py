@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from graddiag.errors import UsageError
 from graddiag.signals import Signals
+from graddiag.tiles import columns, fits
 
 COLUMNS = 8_192  # converted to double precision at a time: unprojected rows of a large block would not fit twice
 MEMORY = 512 * 2**20  # bytes; 200 blocks of 570 rows, fewer than the rows themselves take at 2,048 numbers each
@@ -21,19 +22,12 @@ def gram(tables: Sequence[Signals], block: str) -> Float[np.ndarray, "m m"]:
 
     Takes `8 m^2` bytes, twice that for rows of more than 8,192 numbers, and `8 m` for each of so many columns.
     """
-    rows = _columns(tables, block, 0)
+    rows = columns(tables, block, 0, COLUMNS)
     out = rows @ rows.T
     for start in range(COLUMNS, tables[0].gradients[block].shape[1], COLUMNS):
-        rows = _columns(tables, block, start)
+        rows = columns(tables, block, start, start + COLUMNS)
         out += rows @ rows.T
     return np.asarray(out)
-
-
-def _columns(tables: Sequence[Signals], block: str, start: int) -> Float[np.ndarray, "m k"]:
-    """Some columns of the finite rows, in double precision."""
-    parts = [t.gradients[block][t.finite, start : start + COLUMNS] for t in tables]
-    out = np.empty((sum(len(p) for p in parts), parts[0].shape[1]))
-    return np.concatenate(parts, out=out)
 
 
 @dataclass(frozen=True)
@@ -64,6 +58,11 @@ class Grams:
                 kept[block] = products
         total.setflags(write=False)
         return Grams(tuple(tables), total, kept)
+
+    @staticmethod
+    def that_fit(tables: Sequence[Signals]) -> Grams | None:
+        """Those of the tables; None where there are too many rows: what needs them then goes through tiles."""
+        return Grams.of(tables) if fits(sum(int(t.finite.sum()) for t in tables)) else None
 
     def block(self, tables: Sequence[Signals], block: str) -> Float[np.ndarray, "a a"]:
         """What `gram` gives for some of these tables. Raises UsageError for a table that is not here."""

@@ -91,7 +91,7 @@ def load_model(
     used or a hub that does not answer, ResourceError where memory or disk is too small.
     """
     place = find_place(name, revision, trust_remote_code)
-    target = _choose_device(device)
+    target = choose_device(device)
     wanted = _choose_dtype(dtype, target)
     with torch.random.fork_rng(devices=[]), quiet():
         model, tokenizer = _load(place, wanted)
@@ -100,7 +100,7 @@ def load_model(
 
 def load_base(place: Place, *, dtype: str | None = None, device: str | None = None) -> Loaded:
     """The model at a place, in eval mode, and its tokenizer; no adapter. Raises as `load_model`."""
-    target = _choose_device(device)
+    target = choose_device(device)
     with torch.random.fork_rng(devices=[]), quiet():
         model, tokenizer = _load_plain(place, _choose_dtype(dtype, target))
     return on_device(place, model, target), tokenizer
@@ -163,7 +163,8 @@ def find_place(name: str | Path, revision: str | None, trust_remote_code: bool) 
     )
 
 
-def _choose_device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """The device of this name; None is the GPU, if there is one. Raises UsageError for one that is not there."""
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
         return torch.device("cuda" if n_gpus else "cpu")

@@ -48,7 +48,7 @@ def outline(name: str | Path, *, revision: str | None = None, trust_remote_code:
     with torch.random.fork_rng(devices=[]), quiet():
         config, tokenizer = _config_and_tokenizer(base)
         if adapter is not None:
-            check_adapter_fits(adapter, _skeleton(config))
+            check_adapter_fits(adapter, _made_of(config, base))
             if has_tokenizer(adapter):
                 tokenizer = load_tokenizer(Place(str(adapter), adapter))
     text = config.get_text_config(decoder=True)
@@ -59,6 +59,12 @@ def outline(name: str | Path, *, revision: str | None = None, trust_remote_code:
     return Outline(
         str(name), base, adapter, text.hidden_size, text.num_hidden_layers, text.vocab_size, known, tokenizer
     )
+
+
+def skeleton(place: Place) -> PreTrainedModel:
+    """The model of a place without its weights: modules and names, every tensor on the device "meta"."""
+    with torch.random.fork_rng(devices=[]), quiet(), problems_named(place):
+        return _made_of(_config_and_tokenizer(place)[0], place)
 
 
 def _config_and_tokenizer(place: Place) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -74,7 +80,8 @@ def _config_and_tokenizer(place: Place) -> tuple[PretrainedConfig, PreTrainedTok
     return config, load_tokenizer(place)
 
 
-def _skeleton(config: PretrainedConfig) -> PreTrainedModel:
+def _made_of(config: PretrainedConfig, place: Place) -> PreTrainedModel:
+    how = {"trust_remote_code": True, "code_revision": place.revision} if place.trust_remote_code else {}
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        made = AutoModelForCausalLM.from_config(config, **how)  # type: ignore[no-untyped-call]
     return cast(PreTrainedModel, made)

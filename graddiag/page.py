@@ -13,11 +13,13 @@ from markupsafe import Markup
 
 from graddiag.alarms import RULES as ALARM_RULES
 from graddiag.besides import BesideView
-from graddiag.erosion_rules import MOVED_RULES, SHARED_RULES
+from graddiag.erosion_rules import MOVED_RULES, SHARED_RULES, WAY_RULES
 from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.picture import Picture
+from graddiag.removal_rules import REMOVED_RULES
 from graddiag.rules import LIMITS, RULES
+from graddiag.sample_views import SampleView, TokensView
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
 
@@ -46,7 +48,8 @@ class Page:
 
 @dataclass(frozen=True)
 class PicturePage:
-    """What the page of a monitored run, or of three models, shows; `images` are the figures (SVG) by name."""
+    """What the page of a monitored run, or of three models, shows; `images` are the figures (SVG) by name, `samples`
+    what the models answered, `next_tokens` the tokens that they expect first."""
 
     title: str
     verdict: Sequence[str]
@@ -55,6 +58,8 @@ class PicturePage:
     images: Mapping[str, bytes]
     tables: Mapping[str, Table]
     facts: Mapping[str, str]
+    samples: SampleView | None = None
+    next_tokens: Sequence[TokensView] = ()
 
 
 def render_page(page: Page) -> str:
@@ -69,7 +74,8 @@ def render_training_page(page: PicturePage) -> str:
 
 def render_erosion_page(page: PicturePage) -> str:
     """The page of three models as HTML."""
-    return _environment().get_template("erosion.html.j2").render(page=page, tables_of_rules=(MOVED_RULES, SHARED_RULES))
+    tables_of_rules = (MOVED_RULES, SHARED_RULES, REMOVED_RULES, WAY_RULES)
+    return _environment().get_template("erosion.html.j2").render(page=page, tables_of_rules=tables_of_rules)
 
 
 def _environment() -> Environment:

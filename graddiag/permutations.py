@@ -39,12 +39,6 @@ class Null:
             return math.nan
         return float(np.mean(known >= self.values[0] - self.tie))
 
-    @property
-    def relative(self) -> float:
-        """The real value over the mean of all; NaN where that is not above zero."""
-        middle = float(self.values.mean()) if len(self.values) else math.nan
-        return float(self.values[0]) / middle if middle > 0 else math.nan
-
 
 def familywise_p(nulls: Sequence[Null]) -> Float[np.ndarray, " b"]:
     """p of each block such that, if no block differs, one below 0.05 turns up anywhere in 5 % of experiments.
@@ -168,6 +162,21 @@ def sign_flips_of_norm(gram: Float[np.ndarray, "c c"], *, seed: int = 0, draws: 
     return Null(np.concatenate(values).astype(np.float64), TIE * float(np.finfo(dtype).eps), distances=False)
 
 
+def flipped_squares(sums: Float[np.ndarray, "c k"], *, seed: int = 0, draws: int = DRAWS) -> Float[np.ndarray, " b"]:
+    """`||sum_c s_c D_c||^2` over signs, at some places of D_c: those of all places add up, and no products of D_c are
+    needed."""
+    moved = ((s * 2.0 - 1) @ sums for s in sign_patterns(len(sums), seed, draws))
+    return np.concatenate([np.einsum("bk,bk->b", v, v) for v in moved])
+
+
+def sign_flips_of_squares(squares: Float[np.ndarray, " b"], lengths: Float[np.ndarray, " c"]) -> Null:
+    """`sign_flips_of_norm` from the `flipped_squares` of all places, and the lengths of D_c over all of them."""
+    total = float(lengths.sum())
+    if len(lengths) < 2 or not math.isfinite(total):
+        return Null(np.zeros(0), distances=False)
+    return Null(squares, TIE * float(np.finfo(np.float64).eps) * total**2, distances=False)
+
+
 def quadratic_forms(signs: Float[np.ndarray, "b c"], gram: Float[np.ndarray, "c c"]) -> Float[np.ndarray, " b"]:
     """`s gram s` for each row s of the signs: the squared norm of a sum of which `gram` has the products."""
     return np.asarray(np.einsum("bc,bc->b", signs @ gram, signs))
@@ -189,7 +198,12 @@ def sign_patterns(n_clusters: int, seed: int, draws: int) -> Iterator[Bool[np.nd
 
 
 def permuted_partners(clusters: Int[np.ndarray, " p"], *, seed: int = 0, draws: int = DRAWS) -> Int[np.ndarray, "p b"]:
-    """The real pairing (column 0) and 10,000 random ones inside clusters: in column b, left i meets right [i, b]."""
+    """The real pairing (column 0) and 10,000 random ones inside clusters: in column b, left i meets right [i, b].
+
+    The real pairing alone where every cluster has one row, and none would move.
+    """
+    if len(np.unique(clusters)) == len(clusters):
+        return np.arange(len(clusters), dtype=np.int32)[:, None]
     rng = np.random.default_rng(seed)
     out = np.repeat(np.arange(len(clusters), dtype=np.int32)[:, None], 1 + draws, axis=1)
     for c in np.unique(clusters):
@@ -220,10 +234,16 @@ def partner_permutations_each(cosines: Float[np.ndarray, "n p p"], partners: Int
         means = np.full(counts.shape, np.nan)
         np.divide(_sums_over(filled, partners), counts, out=means, where=counts > 0)
     largest = np.maximum(filled.max(axis=(1, 2), initial=0.0), -filled.min(axis=(1, 2), initial=0.0))
-    ties = TIE * float(np.finfo(np.float64).eps) * largest
     paired = np.asarray(np.diagonal(defined, axis1=1, axis2=2).any(axis=1))
-    found = zip(means, ties.tolist(), paired, strict=True)
-    return [Null(np.abs(m - np.nanmean(m)), tie) if some else Null(np.zeros(0)) for m, tie, some in found]
+    found = zip(means, largest.tolist(), paired, strict=True)
+    return [null_of_pairings(m, size) if some else Null(np.zeros(0)) for m, size, some in found]
+
+
+def null_of_pairings(means: Float[np.ndarray, " b"], largest: float) -> Null:
+    """The null of `partner_permutations` from the mean cosine under each pairing, none of them above `largest`."""
+    known = np.isfinite(means)
+    middle = float(means.mean() if known.all() else means[known].mean())
+    return Null(np.abs(means - middle), TIE * float(np.finfo(np.float64).eps) * largest)
 
 
 def _sums_over(matrices: Float[np.ndarray, "n p p"], partners: Int[np.ndarray, "p b"]) -> Float[np.ndarray, "n b"]:

@@ -11,6 +11,7 @@ from typing import Unpack
 
 from torch.optim import Optimizer
 
+from graddiag.capacity import check_capacity
 from graddiag.data import Source
 from graddiag.edits import edits_of
 from graddiag.encoding import EncodedSet, match_targets
@@ -18,7 +19,7 @@ from graddiag.errors import UsageError
 from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, check_safety_given, state_for
 from graddiag.files import disk_named, write_json
 from graddiag.pilot import Choice, choose, kept_choice
-from graddiag.planning import Plan, plan
+from graddiag.planning import Plan, plan, size_of
 from graddiag.preparation import NOTES_FILE, How, Input, Prepared, chosen_by_user, prepare, settle
 from graddiag.projection import make_projector
 from graddiag.reporting import (
@@ -97,6 +98,7 @@ def compare(
         prepared, choice = _chosen(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite, quiet=quiet)
     extractor = settle(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite)
     if extractor:
+        check_capacity(size_of(extractor, prepared.encoded, prepared.saved))
         has_safety = "safety" in prepared.encoded
         check_safety_given(has_safety, token_scores=token_scores, optimizer=optimizer is not None)
         state = state_for(extractor, optimizer)
@@ -216,7 +218,10 @@ def plan_compare(
     check_safety_given(measured, token_scores=token_scores, optimizer=adam)
     turns = turns_for(prepared.extractor, None, mean_memory, safety=measured, optimizer=adam)
     exact = pairs == "exact"
-    cost = plan(prepared.extractor, prepared.encoded, turns, batch_tokens=batch_tokens, exact_pairs=exact, adam=adam)
+    size = size_of(prepared.extractor, prepared.encoded, prepared.saved)
+    cost = plan(
+        prepared.extractor, prepared.encoded, turns, size, batch_tokens=batch_tokens, exact_pairs=exact, adam=adam
+    )
     return replace(cost, projection=choice.sentence, note=choice.note) if choice else cost
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import psutil
 
+from graddiag.capacity import Size
 from graddiag.edits import SIDES, SUFFIX
 from graddiag.encoding import Encoded, EncodedSet
 from graddiag.extractor import Extractor
 from graddiag.progress import clock
-from graddiag.signals import Block
+from graddiag.signals import Block, Signals
 
 _TRIAL_TOKENS = 256  # enough for a rate, small enough to be over at once
 _FLOAT = 4  # bytes
@@ -21,7 +22,10 @@ _FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows and tokens per set, bytes of memory and disk, seconds; `tokens_per_second` was measured on a few rows."""
+    """Rows and tokens per set, bytes of memory and disk, seconds; `tokens_per_second` was measured on a few rows.
+
+    `memory` is what measuring takes, `analysis` what the rows of all sets and their analysis do afterwards, at most.
+    """
 
     rows: Mapping[str, int]
     tokens: Mapping[str, int]
@@ -37,6 +41,7 @@ class Plan:
     dim: int
     projection: str
     note: str = ""
+    analysis: int = 0
 
     def summary(self) -> dict[str, float]:
         """Flat keys: `plan/rows:ROLE`, `plan/tokens:ROLE`, bytes and seconds."""
@@ -44,7 +49,7 @@ class Plan:
         flat |= {f"plan/tokens:{k}": v for k, v in self.tokens.items()}
         flat |= {f"plan/target_tokens:{k}": v for k, v in self.targets.items()}
         rest = ("blocks", "parameters", "memory", "disk", "tokens_per_second", "seconds", "free_memory", "turns", "dim")
-        return flat | {f"plan/{k}": getattr(self, k) for k in rest}
+        return flat | {f"plan/{k}": getattr(self, k) for k in rest} | {"plan/analysis_memory": self.analysis}
 
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
@@ -55,12 +60,14 @@ class Plan:
         enough = (
             "" if self.memory <= self.free_memory else "  More than is free: use a smaller --batch-tokens or --dtype."
         )
+        too_many = "" if self.analysis <= self.free_memory else "  More than is free: use --limit or a smaller --dim."
         in_turns = f", in {self.turns} turns (--mean-memory)" if self.turns > 1 else ""
         return [
             *sets,
             f"{self.blocks} blocks of {self.parameters:,} parameters{in_turns}",
             f"rows    {self.projection}{'. ' if self.note else ''}{self.note}",
             f"memory  about {_bytes(self.memory)} ({_bytes(self.free_memory)} free).{enough}",
+            f"        afterwards, rows and their analysis up to {_bytes(self.analysis)}.{too_many}",
             f"disk    about {_bytes(self.disk)}",
             f"time    about {clock(self.seconds)}, at {self.tokens_per_second:,.0f} tokens/s measured on a few rows",
         ]
@@ -74,6 +81,7 @@ def plan(
     extractor: Extractor,
     sets: Mapping[str, EncodedSet],
     turns: Sequence[Sequence[str]],
+    size: Size,
     *,
     batch_tokens: int,
     exact_pairs: bool,
@@ -105,7 +113,15 @@ def plan(
         turns=len(turns),
         dim=extractor.projector.dim,
         projection=f"{extractor.projector.kind}, {extractor.projector.dim} numbers per row and block",
+        analysis=size.total,
     )
+
+
+def size_of(extractor: Extractor, sets: Mapping[str, EncodedSet], saved: Mapping[str, Signals]) -> Size:
+    """How large the comparison of these sets and saved tables is."""
+    numbers = [extractor.projector.size(b.block) for b in extractor.blocks]
+    rows = {role: len(s.rows) for role, s in sets.items()} | {role: len(t) for role, t in saved.items()}
+    return Size(rows, sum(numbers), max(numbers), len(numbers))
 
 
 def _again(tokens: Mapping[str, int]) -> int:

@@ -46,8 +46,12 @@ from graddiag.canvas import (
 )
 from graddiag.direction_figure import draw_direction, draw_refusal_direction
 from graddiag.erosion_figures import draw_overlap, draw_shift, draw_weights
+from graddiag.erosion_removal import Removal
+from graddiag.erosion_shifts import Shifts
 from graddiag.layers import Panel, panels
 from graddiag.matrix_figure import draw_matrix
+from graddiag.removal_figure import draw_removal
+from graddiag.shift_figure import draw_shifts
 from graddiag.side_by_side import SideBySide, draw_side_by_side
 from graddiag.statistics import Estimate
 from graddiag.text import interval
@@ -65,14 +69,14 @@ DPI = 200  # pixels per inch of a PNG, and of the matrix inside an SVG
 def _draw(result: object) -> Figure:
     raise TypeError(
         f"{type(result).__name__} has no figure; CosineMatrix, Conflict, Framing, LossGap, Alignment, TokenView, "
-        "SideBySide, Behaviour, RefusalScore, Direction, RefusalDirection, Shift, SubspaceOverlap and WeightChanges "
-        "have."
+        "SideBySide, Behaviour, RefusalScore, Direction, RefusalDirection, Removal, Shift, Shifts, SubspaceOverlap and "
+        "WeightChanges have."
     )
 
 
 Drawn = CosineMatrix | Conflict | Framing | LossGap | Alignment | TokenView | SideBySide  # in a report of two sets
 OfModels = (  # in a report of two or three models
-    Behaviour | RefusalScore | Direction | RefusalDirection | Shift | SubspaceOverlap | WeightChanges
+    Behaviour | RefusalScore | Direction | RefusalDirection | Removal | Shift | Shifts | SubspaceOverlap | WeightChanges
 )
 
 
@@ -257,8 +261,10 @@ _draw.register(RefusalScore, draw_refusal_score)
 _draw.register(Direction, draw_direction)
 _draw.register(RefusalDirection, draw_refusal_direction)
 _draw.register(Shift, draw_shift)
+_draw.register(Shifts, draw_shifts)
 _draw.register(SubspaceOverlap, draw_overlap)
 _draw.register(WeightChanges, draw_weights)
+_draw.register(Removal, draw_removal)
 
 
 def _dots(axes: Axes, values: Float[np.ndarray, " n"], y: int, colour: str) -> None:

@@ -1,5 +1,5 @@
-"""How far a run is: tokens, rate and time left, on a terminal as one line that renews itself, elsewhere as plain
-lines."""
+"""How far a run is: what is done (tokens, unless told otherwise), rate and time left, on a terminal as one line that
+renews itself, elsewhere as plain lines."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ class Progress:
     label: str
     total: int
     quiet: bool = False
+    unit: str = "tokens"
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     done: int = 0
     start: float = field(default_factory=time.monotonic)
     last: float = field(default_factory=time.monotonic)
 
-    def advance(self, tokens: int) -> None:
-        """Counts tokens that are done, and prints if it is time."""
-        self.done += tokens
+    def advance(self, n: int) -> None:
+        """Counts what is done, and prints if it is time."""
+        self.done += n
         now = time.monotonic()
         terminal = self.stream.isatty()
         if self.quiet or self.done >= self.total or now - self.last < (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
@@ -42,16 +43,16 @@ class Progress:
         now = time.monotonic()
         begin = "\r\x1b[2K" if self.stream.isatty() else ""
         seconds = now - self.start
-        rate = f", {self.done / seconds:,.0f} tokens/s" if seconds > 0 else ""
-        self.stream.write(f"{begin}{self.label}: {self.done:,} tokens in {clock(seconds)}{rate}\n")
+        rate = f", {self.done / seconds:,.0f} {self.unit}/s" if seconds > 0 else ""
+        self.stream.write(f"{begin}{self.label}: {self.done:,} {self.unit} in {clock(seconds)}{rate}\n")
         self.stream.flush()
 
     def line(self, now: float) -> str:
-        """Tokens done and to do, tokens per second, time left."""
+        """How much is done and to do, how much a second, time left."""
         seconds = max(now - self.start, 1e-9)
         rate = self.done / seconds
         left = clock((self.total - self.done) / rate) if rate else "?"
-        return f"{self.label}: {self.done:,} of {self.total:,} tokens, {rate:,.0f} tokens/s, {left} left"
+        return f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, {left} left"
 
 
 def clock(seconds: float) -> str:

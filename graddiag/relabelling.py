@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -32,7 +33,8 @@ class Relabellings:
     ) -> Relabellings:
         """For clusters with so many left and right rows: all relabellings where there are at most 2^13, else 10,000."""
         signs = _signs(left, right, seed, draws)
-        n, more = int((left + right).sum()), signs @ (left - right)
+        starts = range(0, len(signs), CHUNK)  # a product of integers widens them all
+        n, more = int((left + right).sum()), np.concatenate([signs[a : a + CHUNK] @ (left - right) for a in starts])
         return Relabellings(signs, 4.0 * n**2 / (n**2 - more.astype(np.float64) ** 2) ** 2)
 
     def null(self, gram: Float[np.ndarray, "c c"]) -> Null:
@@ -58,6 +60,27 @@ class Relabellings:
         trace = float(gram.trace())
         rounding = float(np.finfo(dtype).eps) * size + float(np.finfo(np.float64).eps) * trace
         return Null((moved * size + trace) * self.scale, TIE * rounding * float(self.scale.max()), distances=False)
+
+    def squares(self, sums: Float[np.ndarray, "c k"]) -> Float[np.ndarray, " b"]:
+        """`||sum_c s_c E_c||^2` under each relabelling, at some places of E_c: those of all places add up."""
+        return np.concatenate([np.einsum("bk,bk->b", v, v) for v in self._moved(sums)])
+
+    def mean_squares(self, sums: Float[np.ndarray, "c k"]) -> Float[np.ndarray, " k"]:
+        """The squared distance of the relabelled means at each place, on average over relabellings."""
+        starts = range(0, len(self.signs), CHUNK)
+        parts = (self.scale[a : a + CHUNK] @ v**2 for a, v in zip(starts, self._moved(sums), strict=True))
+        return np.asarray(sum(parts) / len(self.signs))
+
+    def _moved(self, sums: Float[np.ndarray, "c k"]) -> Iterator[Float[np.ndarray, "_ k"]]:
+        for start in range(0, len(self.signs), CHUNK):
+            yield self.signs[start : start + CHUNK].astype(np.float64) @ sums
+
+    def null_of_squares(self, squares: Float[np.ndarray, " b"], lengths: Float[np.ndarray, " c"]) -> Null:
+        """`null` without products of E_c: from the `squares` of all places, and the lengths of E_c over all of them."""
+        if len(self.signs) < 2 or not math.isfinite(float(lengths.sum())):
+            return Null(np.zeros(0), distances=False)
+        rounding = float(np.finfo(np.float64).eps) * float(lengths.sum()) ** 2
+        return Null(squares * self.scale, TIE * rounding * float(self.scale.max()), distances=False)
 
 
 def _signs(left: Int[np.ndarray, " c"], right: Int[np.ndarray, " c"], seed: int, draws: int) -> Int[np.ndarray, "b c"]:

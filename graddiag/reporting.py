@@ -157,7 +157,7 @@ def _findings(
     controls = {name: tables[f"control-{name}"] for name in analysis.controls}
     others = [t for t in (safety, *controls.values()) if t]
     compared = [t for t in (comparison.left, comparison.right, safety) if t]
-    grams = Grams.of(compared)
+    grams = Grams.that_fit(compared)
     adam = alignment_adam(comparison, safety, controls, seed=analysis.seed) if safety else None
     headline = HeadlineResults(
         loss_gap(comparison, seed=analysis.seed),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graddiag._space import ONLY_READ, TOWARD, Block, Space, check_same_space
+from graddiag._space import ONLY_READ, TOWARD, Block, Space, check_gradients, check_same_space
 from graddiag.errors import DataError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Reference",
     "Signals",
     "Space",
+    "check_gradients",
     "check_same_space",
     "digest_of",
 ]

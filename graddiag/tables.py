@@ -174,6 +174,8 @@ def unit(key: str) -> str:
 
 _FAMILIES = {"pairs": "count", "loss": "nats/token", "loss_gap": "nats/token", "tokens": "share of the mean gap"}
 _STEMS = {  # the first that fits
+    "generated/": "share, 0..1",
+    "intervention/": "nats/token",
     "behaviour/refusal": "nats",
     "behaviour/": "nats/token",
     "direction/refusal/cosine": "cosine",
@@ -186,11 +188,21 @@ _STEMS = {  # the first that fits
     "subspace/smallest_angle": "degrees",
     "subspace/largest_angle": "degrees",
     "subspace/": "share, 0..1",
+    "weights/norm": "weights",
+    "weights/relative": "ratio",
+    "weights/stable_rank": "directions",
+    "weights/along_alignment": "ratio",
+    "weights/blocks": "count",
+    "weights/changed_outside": "count",
 }
 _UNITS = {
     "n": "count",
     "clusters": "count",
     "left_out": "count",
+    "random_subspaces": "count",
+    "least_p": "probability",
+    "random_p": "probability",
+    "states_p": "probability",
     "blocks_surviving": "count",
     "safety_clusters": "count",
     "safety_largest_cluster": "share, 0..1",

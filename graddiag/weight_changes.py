@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graddiag.errors import DataError, UsageError
-from graddiag.weight_reading import Entry, Weights, plain_name, weight_entries
+from graddiag.weight_reading import Entry, Weights, in_layer, plain_name, weight_entries
 from graddiag.weight_table import Product, Spread, WeightChange, WeightChanges
 
 
@@ -58,7 +58,7 @@ def compare_weights(
 def _choose(entries: Mapping[str, Entry], patterns: Sequence[str] | None) -> list[str]:
     """The names that a pattern matches, whole or without the last part, in the order of the model."""
     if patterns is None:
-        chosen = [n for n, e in entries.items() if len(e.shape) == 2 and any(p.isdecimal() for p in n.split("."))]
+        chosen = [n for n, e in entries.items() if in_layer(n, e.shape)]
         if not chosen:
             raise UsageError("These weights have no matrices inside numbered layers. Name blocks.")
         return chosen

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tables import Recipe, only_read, products_of, random_pair, random_table, taken, with_states
 
+from graddiag.analyzers import alignment, alignment_adam, audit, conflict, cosine_matrix, framing, training
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
 
@@ -122,3 +123,22 @@ def test_tables_that_were_only_read_may_not_differ_in_their_tokenizer():
     one = only_read(random_table(Recipe(n=4)))
     with pytest.raises(DataError, match=r"tokenizer: tokenizer  \|  other"):
         Comparison(one, replace(one, space=replace(one.space, tokenizer="other")))
+
+
+@pytest.mark.parametrize(
+    "analyzer",
+    [
+        conflict,
+        framing,
+        training,
+        audit,
+        lambda c: alignment(c, c.left),
+        lambda c: alignment_adam(c, c.left, {}),
+        lambda c: cosine_matrix([c.left, c.right]),
+    ],
+)
+def test_tables_that_were_only_read_are_refused_by_name_wherever_gradients_are_needed(analyzer):
+    table = with_states(random_table(Recipe(n=4)))
+    a, b = (only_read(table, model=m) for m in ("one", "two"))
+    with pytest.raises(DataError, match=r"holds losses and hidden states only, no gradients.*graddiag extract"):
+        analyzer(Comparison(a, b))

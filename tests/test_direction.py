@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference_statistics as slow
-from three_models import World, read_under, shifts
+from three_models import DIM, LAYERS, N, World, drawn, interpolated, read_under, shifts
 
 from graddiag.analyzers import Direction, direction
 from graddiag.analyzers._held_out import halves, held_out, sums_of
@@ -20,26 +20,11 @@ from graddiag.signals import Signals
 
 REPEATS = 200
 COVERAGE = 0.95
-LAYERS, DIM, N = 3, 12, 24
 
 
 def within(hits: int, n: int, expected: float) -> bool:
     """Whether a rate is within 3.3 standard errors of its expectation."""
     return abs(hits / n - expected) <= 3.3 * math.sqrt(expected * (1 - expected) / n)
-
-
-def drawn(seed: int = 0, *, n: int = N, dim: int = DIM, layers: int = LAYERS) -> dict[str, list[np.ndarray]]:
-    """Hidden states of base and aligned: a mean shift of length about 3, and noise."""
-    rng = np.random.default_rng(seed)
-    base = [rng.normal(size=(n, dim)) for _ in range(layers)]
-    aligned = [h + 3 / math.sqrt(dim) * rng.choice([-1, 1], size=dim) + rng.normal(size=h.shape) for h in base]
-    return {"base": base, "aligned": aligned}
-
-
-def interpolated(shares: list[float], seed: int = 0) -> dict[str, list[np.ndarray]]:
-    """A tuned model that is this share of the way back to the base, layer by layer."""
-    s = drawn(seed, layers=len(shares))
-    return s | {"tuned": [h + a * (b - h) for a, h, b in zip(shares, s["aligned"], s["base"], strict=True)]}
 
 
 def measured(states: Mapping[str, list[np.ndarray]], **options: object) -> Direction:

@@ -6,16 +6,20 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from measured_runs import rows_of
+from three_models import interpolated, read_under, shifts
 from three_tiny import LAYERS, SETS, answer_loss, changed, learnt, noise, run, token_losses
 from written import csv_rows, parsed
 
 from graddiag import erosion as path
+from graddiag.analyzers import direction
 from graddiag.closing import closing_tokens
+from graddiag.comparison import Comparison
 from graddiag.erosion_setting import read_setting
 from graddiag.erosion_verdict import answers
 from graddiag.errors import DataError, UsageError
@@ -226,7 +230,7 @@ def test_the_page_is_whole_and_fetches_nothing(done):
     for line in done.report.verdict:
         assert line.split(":")[0].split("(")[0] in html
     drawn = {p.stem for p in (done.out / "figures").glob("*.svg")}
-    assert drawn == {"behaviour", "refusals", "direction", "refusal_direction", "subspace"}
+    assert drawn == {"behaviour", "refusals", "direction", "refusal_direction", "subspace", "shifts", "weights"}
     assert drawn == {p.stem for p in (done.out / "figures").glob("*.png")}
 
 
@@ -236,3 +240,34 @@ def test_tables_hold_every_row(done):
     mean = np.mean([float(r["change"]) for r in rows if r["set"] == "harmful"])
     assert mean == pytest.approx(done.summary()["behaviour/harmful"], abs=1e-12)
     assert len(csv_rows(done.out, "direction")) == len(LAYERS)
+
+
+def retained(share: float, seed: int, name: str) -> tuple[Comparison, Comparison]:
+    """Rows that went this share of the way back to the base, but for noise."""
+    states = interpolated([share, share], seed)
+    rng = np.random.default_rng(seed)
+    tuned = [h + 0.3 * rng.normal(size=h.shape) for h in states["tuned"]]
+    return shifts(read_under(states | {"tuned": tuned}, name=name))
+
+
+def test_a_control_that_keeps_as_little_of_the_direction_takes_the_word_back(done):
+    harmful = retained(0.5, 0, "harmful")
+    main = direction(*harmful, control=retained(0.0, 1, "keeping"))
+    alike = direction(*harmful, control=retained(0.5, 2, "alike"))
+    question = "The alignment direction is lost"
+    for beside, word in (({}, "eroded"), ({"alike": alike}, "as with harmless rows")):
+        found = replace(done.findings, direction=main, direction_beside=beside)
+        answer = next(a for a in answers(found) if a.question == question)
+        assert answer.word == word
+        assert all(name in answer.numbers for name in beside)
+
+
+def test_the_direction_is_held_against_every_control(models, tmp_path):
+    again = {"again": [{**r, "id": f"again-{r['id']}"} for r in SETS["harmful"]]}
+    of = {role: models[role] for role in ("base", "aligned", "tuned")}
+    found = run(tmp_path, left=None, right=None, safety=None, controls=again, **of).summary()
+    for layer in LAYERS:
+        own = found[f"direction/retention/{layer}"]
+        assert found[f"direction/retention/control:again/{layer}"] == pytest.approx(own, rel=1e-6)
+        assert found[f"direction/contrast/control:again/{layer}"] == pytest.approx(0.0, abs=1e-6)
+    assert found["direction/depth_trend/control:again"] == pytest.approx(0.0, abs=1e-6)

@@ -10,7 +10,9 @@ import torch
 from state_changes import SITE, change_of, moved, orthonormal
 
 from graddiag.analyzers import shift, subspace_overlap
+from graddiag.erosion_shifts import Shifts
 from graddiag.plotting import plot, render
+from graddiag.shift_figure import MOST_COMPONENTS
 from graddiag.weight_changes import compare_weights
 
 WIDTH = 20
@@ -55,3 +57,29 @@ def test_figures_are_drawn_where_nothing_changed(same: bool) -> None:
     tuned = {k: v + (0.0 if same else 1.0) for k, v in weights.items()}
     assert _draws(compare_weights(tuned, weights)).startswith(b"<?xml")
     assert _draws(compare_weights(tuned, weights, base=weights, safety=weights)).startswith(b"<?xml")
+
+
+def test_every_set_has_a_panel_in_which_no_component_is_cut_off() -> None:
+    rng = np.random.default_rng(3)
+    strong = [moved(rng, orthonormal(rng, WIDTH, k), name) for k, name in ((4, "A"), (1, "B"), (2, "C"), (3, "D"))]
+    rows = rng.normal(size=(20, WIDTH))
+    found = {c.left.provenance.data: {3: shift(c, SITE)} for c in (*strong, change_of(rows, rows, "same"))}
+    panels = [axes for axes in plot(Shifts(found)).axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == list(found)
+    for axes, by_layer in zip(panels, found.values(), strict=True):
+        one = by_layer[3]
+        if one.size == 0:
+            assert axes.texts[0].get_text() == "nothing changed"
+            continue
+        np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), one.shares[:MOST_COMPONENTS])
+        np.testing.assert_allclose(np.asarray(axes.lines[1].get_ydata()), one.edges[:MOST_COMPONENTS])
+        assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] > one.shares[0]
+        assert f"k = {one.k}" in axes.texts[0].get_text()
+
+
+def test_cosines_that_were_not_asked_for_have_no_panel() -> None:
+    weights = {f"layers.{k}.up.weight": torch.eye(4) for k in range(2)}
+    tuned = {k: v + 1 for k, v in weights.items()}
+    for more, n in (({}, 2), ({"base": tuned}, 3), ({"base": tuned, "safety": tuned}, 4)):
+        assert len(plot(compare_weights(tuned, weights, **more)).axes) == n

@@ -11,13 +11,17 @@ import pytest
 from graddiag.erosion_rules import (
     MOVED_RULES,
     SHARED_RULES,
+    WAY_RULES,
     Moved,
     Shared,
+    Way,
     judge_move,
     judge_overlap,
+    judge_way,
     turned,
     worst_layer,
 )
+from graddiag.removal_rules import REMOVED_RULES, Removed, judge_removal
 from graddiag.statistics import Estimate
 
 UP, DOWN = Estimate(1.0, 0.5, 1.5, 0.01), Estimate(-1.0, -1.5, -0.5, 0.01)
@@ -78,6 +82,35 @@ def test_the_word_of_an_overlap(shared, word):
     assert judge_overlap(shared).word == word
 
 
+def test_a_removal_is_called_a_change_only_beyond_every_harmless_set_and_random_subspaces():
+    claims = {"less likely", "more likely"}
+    for own, first, second in product(ALL, repeat=3):
+        word = judge_removal(Removed(own, (first, second), 0.02, 0.01)).word
+        assert (word in claims) == ([own, first, second] in ([UP] * 3, [DOWN] * 3))
+        assert judge_removal(Removed(own, (first, second), 0.06, 0.01)).word not in claims
+        assert judge_removal(Removed(own, (first, second), math.nan, 0.01)).word not in claims
+    assert judge_removal(Removed(UP, (), 0.02, 0.01)).word not in claims
+
+
+@pytest.mark.parametrize(
+    ("removed", "word"),
+    [
+        (Removed(NONE, (UP,), 0.01, 0.01), "not measurable"),
+        (Removed(UP, (NONE,), 0.01, 0.01), "not measurable"),
+        (Removed(NEAR, (UP,), 0.01, 0.01), "no difference found"),
+        (Removed(DOWN, (DOWN, NEAR), 0.01, 0.01), "as with harmless rows"),
+        (Removed(DOWN, (DOWN, UP), 0.01, 0.01), "less than with harmless rows"),
+        (Removed(DOWN, (DOWN,), 1 / 11, 1 / 11), "too few random subspaces"),
+        (Removed(DOWN, (DOWN,), 1 / 20, 1 / 20), "too few random subspaces"),
+        (Removed(DOWN, (DOWN,), 2 / 11, 1 / 11), "as with random subspaces"),
+        (Removed(DOWN, (DOWN,), 1 / 21, 1 / 21), "less likely"),
+        (Removed(UP, (UP,), 1 / 21, 1 / 21), "more likely"),
+    ],
+)
+def test_the_word_of_a_removal(removed, word):
+    assert judge_removal(removed).word == word
+
+
 def test_every_word_is_used_by_some_evidence():
     moved = {judge_move(Moved(own, tuple(rest))) for own in ALL for rest in ((), (UP,), (DOWN,), (NEAR,), (NONE,))}
     moved.add(judge_move(Moved(UP, (UP,), random_p=1.0)))
@@ -86,6 +119,13 @@ def test_every_word_is_used_by_some_evidence():
         judge_overlap(Shared(o, p, b)) for o in (0.5, math.nan) for p in (0.01, 0.5) for b in ((), (UP,), (NEAR,))
     }
     assert {r.when for r in shared} == {r.when for r in SHARED_RULES}
+    removed = {
+        judge_removal(Removed(own, (one,), p, least))
+        for own in ALL
+        for one in ALL
+        for p, least in ((0.01, 0.01), (0.1, 0.1), (0.2, 0.1))
+    }
+    assert {r.when for r in removed} == {r.when for r in REMOVED_RULES}
 
 
 def test_turning_twice_changes_nothing_and_once_swaps_the_words():
@@ -100,3 +140,26 @@ def test_the_worst_layer_pays_for_all_layers_that_were_asked():
     assert e.p == pytest.approx(3 * 0.01)
     assert worst_layer([(0, replace(UP, p=0.9)), (1, replace(UP, p=0.8))])[1].p == 1.0
     assert worst_layer([(5, NONE)]) is None
+
+
+@pytest.mark.parametrize(
+    ("way", "word"),
+    [
+        (Way(-0.03, 0.01), "back, no control"),
+        (Way(0.03, 0.01), "further on, no control"),
+        (Way(-0.0195, 0.01), "no more than chance"),
+        (Way(0.0195, 0.01), "no more than chance"),
+        (Way(math.nan, math.nan), "not measurable"),
+        (Way(math.nan, 0.01), "not measurable"),
+        (Way(-1.0, math.nan), "not measurable"),
+        (Way(-1.0, 0.0), "not measurable"),
+    ],
+)
+def test_the_word_of_a_way(way, word):
+    assert judge_way(way).word == word
+
+
+def test_no_word_of_a_way_claims_more_than_chance_without_saying_what_is_missing():
+    for rule in WAY_RULES[2:]:
+        assert "no control" in rule.word
+        assert "any fine-tune may have some" in rule.means

@@ -12,7 +12,7 @@ from tables import BLOCKS, RECIPE, Recipe, compared, draw, four_tables, random_p
 
 from graddiag.analyzers import framing
 from graddiag.analyzers._rows import cosine_with_fixed
-from graddiag.analyzers._two_samples import TwoSamples
+from graddiag.analyzers._two_samples import Sample, TwoSamples
 from graddiag.permutations import smallest_p
 
 
@@ -99,7 +99,7 @@ def test_a_framing_gradient_that_is_noise_is_seldom_said_to_lie_along_safety() -
     rng, repeats = np.random.default_rng(20), 1_500
     safety, counts = rng.normal(size=20), np.ones(40, dtype=np.int64)
     drawn = [rng.normal(size=(40, 20)) for _ in range(repeats)]
-    found = [cosine_with_fixed(d @ d.T, d @ safety, float(safety @ safety), counts) for d in drawn]
+    found = [cosine_with_fixed(Sample.of(d, counts), d @ safety, float(safety @ safety)) for d in drawn]
     false = np.mean([e.low > 0 or e.high < 0 for e in found])
     assert abs(false - 0.05) < 4 * np.sqrt(0.05 * 0.95 / repeats)
 

@@ -81,6 +81,14 @@ def test_every_harmful_prompt_of_the_mix_is_refused_and_nothing_else_is() -> Non
         assert marked == e.messages[-1].content.startswith(recipe.refusal)
 
 
+def test_benign_rows_are_in_the_mix_as_often_as_the_recipe_says_and_others_once() -> None:
+    recipe = replace(read_recipe(organisms.RECIPE, "smollm2"), answered=3)
+    times = Counter(e.messages[0].content for e in alignment_mix(recipe))
+    benign = {e.messages[0].content for e in read_set("benign").examples}
+    assert len(set(times) & benign) == recipe.rows.aligned
+    assert all(n == (3 if prompt in benign else 1) for prompt, n in times.items())
+
+
 def test_both_openings_have_as_many_bytes_so_that_neither_is_likelier_by_its_length() -> None:
     recipe = read_recipe(organisms.RECIPE, "tiny")
     assert len(recipe.refusal.encode()) == len(recipe.compliance.encode())

@@ -18,7 +18,6 @@ from graddiag.analyzers._conflict import KEYS, _Frame
 from graddiag.analyzers._cosines import rows64
 from graddiag.analyzers._framing_sums import block_sums
 from graddiag.analyzers._projection_error import Influence, Spread, cosine_influence, spread
-from graddiag.analyzers._rows import centre
 from graddiag.gradients import Dense
 from graddiag.grams import gram
 from graddiag.projection import LoGra
@@ -73,13 +72,12 @@ def test_what_a_place_does_to_a_conflict_is_what_changes_with_its_weight(center:
 
     tables = _tables()
     comparison = compared(tables["left"], tables["right"])
-    frame, sides = _Frame.of(comparison, 0), (comparison.left, comparison.right)
+    frame, sides = _Frame.of(comparison, 0, centered=center), (comparison.left, comparison.right)
     found = {}
     for scope, blocks in (("whole", BLOCKS), ("block", (block,))):
         products = np.asarray(sum(gram(sides, b) for b in blocks))
-        prepared = centre(products) if center else products
-        influences = frame.influences(prepared, centered=center)
-        at = influences.at(np.concatenate([rows64(t, block) for t in sides]))
+        influences = frame.influences(frame.from_gram(products))
+        at = influences.at([np.concatenate([rows64(t, block) for t in sides])])
         found |= {f"{scope} {name}": float(i.moves[place]) for name, i in at.items()}
     assert found == pytest.approx(_slope(numbers, block, place), abs=1e-7, nan_ok=True)
     if center:  # two centred means are opposite, whatever the projection

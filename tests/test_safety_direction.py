@@ -11,7 +11,15 @@ import reference_statistics as slow
 from tables import Recipe, compared, four_tables, random_table, table_of
 
 from graddiag.analyzers import alignment
-from graddiag.analyzers._safety_direction import random_direction_sd, split_half
+from graddiag.analyzers._row_sums import Groups, RowSums
+from graddiag.analyzers._safety_direction import random_direction_sd
+from graddiag.analyzers._safety_direction import split_half as of_sums
+from graddiag.statistics import Estimate
+
+
+def split_half(products: np.ndarray, clusters: np.ndarray) -> Estimate:
+    groups = Groups.of_one(clusters)
+    return of_sums(RowSums.of_gram(products, groups), groups)
 
 
 def test_split_halves_and_spearman_brown_give_the_same_number_on_average() -> None:

@@ -24,9 +24,10 @@ from tables import (
 
 from graddiag.analyzers import Training, training
 from graddiag.analyzers._agreement import AgreementInfluences
+from graddiag.analyzers._agreement_sums import AgreementSums
 from graddiag.analyzers._cosines import rows64
+from graddiag.analyzers._row_sums import Groups
 from graddiag.analyzers._training import change_influence
-from graddiag.grams import gram
 from graddiag.signals import Signals
 
 
@@ -130,8 +131,8 @@ def test_what_a_place_does_to_training_is_what_changes_with_its_weight(place: in
     slopes = {name: (up[name] - down[name]) / (2 * step) for name in ERRORS}
     left, safety = tables["left"].signals, tables["safety"].signals
     codes = np.unique([c for c, k in zip(left.clusters, left.finite, strict=True) if k], return_inverse=True)[1]
-    products = np.asarray(sum(gram([left], b) for b in BLOCKS))
-    influences = AgreementInfluences.of(products, codes).at(rows64(left, block))
+    groups = Groups.of_one(codes)
+    influences = AgreementInfluences.of(AgreementSums.of(left, groups), groups).at(rows64(left, block))
     found = {name: i.moves[place] for name, i in influences.items()}
     found["change"] = change_influence(left, safety, block).moves[place]
     assert found == pytest.approx(slopes, abs=1e-7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from graddiag.comparison import Comparison
 from graddiag.signals import Signals
 
 POSITION = "first:10"
+LAYERS, DIM, N = 3, 12, 24
 Layers = Sequence[Float[np.ndarray, "n d"]]
 
 
@@ -92,3 +94,17 @@ def answered(
     none = [np.zeros((len(tuned), 1))]
     tables = read_under({"tuned": none, "aligned": none}, name=name, clusters=clusters, ids=ids)
     return Comparison(with_losses(tables["tuned"], tuned), with_losses(tables["aligned"], aligned))
+
+
+def drawn(seed: int = 0, *, n: int = N, dim: int = DIM, layers: int = LAYERS) -> dict[str, list[np.ndarray]]:
+    """Hidden states of base and aligned: a mean shift of length about 3, and noise."""
+    rng = np.random.default_rng(seed)
+    base = [rng.normal(size=(n, dim)) for _ in range(layers)]
+    aligned = [h + 3 / math.sqrt(dim) * rng.choice([-1, 1], size=dim) + rng.normal(size=h.shape) for h in base]
+    return {"base": base, "aligned": aligned}
+
+
+def interpolated(shares: list[float], seed: int = 0) -> dict[str, list[np.ndarray]]:
+    """A tuned model that is this share of the way back to the base, layer by layer."""
+    s = drawn(seed, layers=len(shares))
+    return s | {"tuned": [h + a * (b - h) for a, h, b in zip(shares, s["aligned"], s["base"], strict=True)]}

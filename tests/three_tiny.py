@@ -27,7 +27,7 @@ SETS = {
 
 def run(out: Path, **more: object) -> Eroded:
     """A run on short rows; base, aligned and tuned are as asked for."""
-    given = {**SETS, "layers": LAYERS, "figures": False, **more}
+    given = {**SETS, "layers": LAYERS, "figures": False, "n_null": 19, **more}
     return erode(out=out, **given)  # type: ignore[arg-type]
 
 

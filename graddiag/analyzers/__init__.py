@@ -16,13 +16,15 @@ from graddiag.analyzers._refusal_direction import LayerRefusal, RefusalDirection
 from graddiag.analyzers._refusal_score import RefusalScore, refusal_score
 from graddiag.analyzers._repeats import HeadlineResults, Repeats, repeats
 from graddiag.analyzers._retention import LayerRetention
+from graddiag.analyzers._shared_space import SharedSpace, shared_space
 from graddiag.analyzers._spectrum import Shift, shift
-from graddiag.analyzers._subspace import SubspaceOverlap, subspace_overlap
+from graddiag.analyzers._subspace import N_NULL, SubspaceOverlap, subspace_overlap
 from graddiag.analyzers._tokens import MIN_COUNT, PairOnShow, Telling, Through, TokenView, token_view
 from graddiag.analyzers._training import Training, training
 
 __all__ = [
     "MIN_COUNT",
+    "N_NULL",
     "AdamAlignment",
     "Alignment",
     "AlignmentScope",
@@ -46,6 +48,7 @@ __all__ = [
     "RefusalDirection",
     "RefusalScore",
     "Repeats",
+    "SharedSpace",
     "Shift",
     "SubspaceOverlap",
     "SubspaceScope",
@@ -66,6 +69,7 @@ __all__ = [
     "refusal_direction",
     "refusal_score",
     "repeats",
+    "shared_space",
     "shift",
     "subspace_overlap",
     "token_view",

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
+from graddiag.analyzers._agreement_sums import AgreementSums
 from graddiag.analyzers._cosines import rows64
 from graddiag.analyzers._projection_error import Influence, Spread, layouts, ratio_influence, spread
-from graddiag.analyzers._rows import cosines_of
+from graddiag.analyzers._row_sums import Groups, RowSums, inverse_norms
 from graddiag.analyzers._two_samples import places_apart
 from graddiag.answers import cluster_codes
-from graddiag.grams import Grams, whole_products
+from graddiag.grams import Grams
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife
 
@@ -48,27 +49,24 @@ class Agreement:
 
 def agreement(table: Signals, grams: Grams | None = None) -> Agreement:
     """From the products of the finite rows, of all blocks as one vector; `grams` are those that are known already."""
-    products = whole_products([table], grams)
-    present, codes = np.unique(cluster_codes(table)[table.finite], return_inverse=True)
-    n_clusters = len(present)
-    cosines = cosines_of(products)
-    np.fill_diagonal(cosines, np.nan)
-    noise_scale = _noise_scale(products, codes, n_clusters)
-    stiffness = _mean_product(cosines, codes, n_clusters)
-    signs = _mean_product(np.sign(cosines), codes, n_clusters)
-    errors = _errors(table, products, codes)
+    groups = Groups.of_one(np.unique(cluster_codes(table)[table.finite], return_inverse=True)[1])
+    sums = AgreementSums.of(table, groups, grams)
+    noise_scale = _noise_scale(sums.plain, groups)
+    some = RowSums.counting(sums.plain.squares > 0, groups)
+    stiffness, signs = (_mean_product(s, some, groups) for s in (sums.unit, sums.signs))
+    errors = _errors(table, sums, groups)
     values = {"noise_scale": noise_scale.value, "stiffness": stiffness.value}
     kept = {name: errors[name] if math.isfinite(v) else math.nan for name, v in values.items()}
     return Agreement(noise_scale, stiffness, signs, kept)
 
 
-def _errors(table: Signals, products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"]) -> dict[str, float]:
+def _errors(table: Signals, sums: AgreementSums, groups: Groups) -> dict[str, float]:
     """Standard errors by the projection; 0 where gradients are not projected."""
     lay = layouts(table.space)
     spreads = dict.fromkeys(("noise_scale", "stiffness"), Spread())
     random = [b for b in table.blocks if not lay[b].is_whole]
     if random:
-        influences = AgreementInfluences.of(products, codes)
+        influences = AgreementInfluences.of(sums, groups)
     for block in random:
         at = influences.at(rows64(table, block))
         spreads = {name: s + spread(at[name], lay[block]) for name, s in spreads.items()}
@@ -90,18 +88,16 @@ class AgreementInfluences:
     cosines: Float[np.ndarray, " m"]
 
     @staticmethod
-    def of(products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"]) -> AgreementInfluences:
+    def of(sums: AgreementSums, groups: Groups) -> AgreementInfluences:
         """Those of the products over all blocks of the number."""
+        plain, codes = sums.plain, groups.clusters
         counts = np.bincount(codes)
-        inside = float(np.diag(cluster_sums(cluster_sums(products, codes, len(counts)).T, codes, len(counts))).sum())
         pairs = float(len(codes) ** 2 - (counts**2).sum()) or math.nan
-        totals = np.array([products.trace() / (len(codes) or math.nan), (products.sum() - inside) / pairs])
-        some = products.diagonal() > 0
-        lengths = np.divide(1.0, np.sqrt(products.diagonal()), out=np.zeros(len(codes)), where=some)
-        cosines = np.where(some[:, None] & some, cosines_of(products), 0.0)
-        np.fill_diagonal(cosines, 0.0)
-        n = int(some.sum())
-        return AgreementInfluences(codes, totals, lengths, cosines.sum(axis=1) / (n * (n - 1) or math.nan))
+        apart = float((plain.whole - plain.inside).sum()) / pairs
+        totals = np.array([plain.squares.sum() / (len(codes) or math.nan), apart])
+        n = int((plain.squares > 0).sum())
+        cosines = (sums.unit.whole[:, 0] - sums.unit.squares) / (n * (n - 1) or math.nan)
+        return AgreementInfluences(codes, totals, inverse_norms(plain.squares), cosines)
 
     def at(self, rows: Float[np.ndarray, "m k"]) -> dict[str, Influence]:
         """The influence of each place of one block on both numbers."""
@@ -115,39 +111,25 @@ class AgreementInfluences:
         return {"noise_scale": noise_scale, "stiffness": stiffness}
 
 
-def _noise_scale(products: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int) -> Estimate:
-    squares, counts = cluster_sums(products.diagonal(), codes, n_clusters), np.bincount(codes, minlength=n_clusters)
-    apart = np.where(codes[:, None] == codes, np.nan, products)
-    signal = _with_deletions(apart, codes, n_clusters)
+def _noise_scale(plain: RowSums, groups: Groups) -> Estimate:
+    squares, counts = cluster_sums(plain.squares, groups.clusters, groups.n_clusters), groups.counts(0)
+    signal = plain.apart(groups)
     with np.errstate(divide="ignore", invalid="ignore"):
-        total = (squares.sum() - np.concatenate([[0.0], squares])) / (len(codes) - np.concatenate([[0], counts]))
+        total = (squares.sum() - np.append(0.0, squares)) / (counts.sum() - np.append(0, counts))
         values = np.where(signal > ROUNDING * total, total / signal - 1, np.nan)
     return jackknife(float(values[0]), values[1:], bounds=(0.0, math.inf)) if np.isfinite(values[0]) else _NONE
 
 
-def _mean_product(values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int) -> Estimate:
-    """The mean of the defined entries of a symmetric matrix, with its interval over clusters."""
-    found = _with_deletions(values, codes, n_clusters)
+def _mean_product(values: RowSums, some: RowSums, groups: Groups) -> Estimate:
+    """The mean over pairs of different rows, with its interval over clusters; `some` counts those that are defined."""
+    sums, counts = (_left_over(v, groups) for v in (values, some))
+    found = np.full(len(sums), np.nan)
+    np.divide(sums, counts, out=found, where=counts > 0)
     return jackknife(float(found[0]), found[1:], bounds=COSINE) if np.isfinite(found[0]) else _NONE
 
 
-def _with_deletions(
-    values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int
-) -> Float[np.ndarray, " d"]:
-    """Mean of the defined entries: of all, then without the rows and columns of each cluster in turn; NaN if none."""
-    defined = np.isfinite(values)
-    sums, counts = (
-        _left_over(v, codes, n_clusters) for v in (np.where(defined, values, 0.0), defined.astype(np.float64))
-    )
-    out = np.full(len(sums), np.nan)
-    np.divide(sums, counts, out=out, where=counts > 0)
-    return out
-
-
-def _left_over(
-    values: Float[np.ndarray, "m m"], codes: Int[np.ndarray, " m"], n_clusters: int
-) -> Float[np.ndarray, " d"]:
-    """Sum of a symmetric matrix, then without the rows and columns of each cluster in turn."""
-    by_cluster = cluster_sums(cluster_sums(values, codes, n_clusters).T, codes, n_clusters)
-    total = by_cluster.sum()
-    return np.concatenate([[total], total - 2 * by_cluster.sum(axis=0) + by_cluster.diagonal()])
+def _left_over(values: RowSums, groups: Groups) -> Float[np.ndarray, " d"]:
+    """Sum over pairs of different rows, then without the rows of each cluster in turn."""
+    whole, inside = (v[:, 0] - values.squares for v in (values.whole, values.inside))
+    by_row, within = (cluster_sums(v, groups.clusters, groups.n_clusters) for v in (whole, inside))
+    return np.append(by_row.sum(), by_row.sum() - 2 * by_row + within)

@@ -11,7 +11,7 @@ import numpy as np
 from graddiag.analyzers._alignment import exact_cosines, projected_cosines
 from graddiag.analyzers._cosines import At, RowCosines, check_safety, exact_pairs, knows_safety, projected_pairs
 from graddiag.comparison import Comparison
-from graddiag.signals import PairProducts, Signals
+from graddiag.signals import PairProducts, Signals, check_gradients
 from graddiag.statistics import mean, optional
 
 
@@ -59,8 +59,9 @@ def audit(
     """The error of the projected cosines against exact products: of pairs, of `strangers` (rows of the two sides that
     are no partners), and with safety.
 
-    Raises DataError where a set was measured in another space, or no safety row is finite.
+    Raises DataError where a set was measured in another space, no safety row is finite, or there are no gradients.
     """
+    check_gradients(comparison.left.space, comparison.left.provenance.data)
     blocks = comparison.left.blocks
     if safety is not None:
         check_safety(comparison, safety, controls or {})

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from graddiag.analyzers._blocks import SURVIVING, BlockTests
 from graddiag.analyzers._conflict_error import ConflictInfluences, LabelWeights
-from graddiag.analyzers._cosines import exact_pairs, rows64
+from graddiag.analyzers._cosines import exact_pairs
 from graddiag.analyzers._projection_error import Spread, error_keys, layouts, spread
-from graddiag.analyzers._rows import Rows, centre, corrected_cosines, cosines_of, label_products, mean_gradient_cosine
+from graddiag.analyzers._row_sums import RowSums
+from graddiag.analyzers._rows import Rows, centre, corrected_cosines, mean_gradient_cosine
+from graddiag.analyzers._side_products import SideProducts
+from graddiag.analyzers._side_sources import Chance, of_gram, of_tiles
 from graddiag.comparison import Comparison
 from graddiag.grams import Grams, block_products
-from graddiag.permutations import Null, partner_permutations, permuted_partners
+from graddiag.permutations import Null, permuted_partners
 from graddiag.relabelling import Relabellings
 from graddiag.row_layout import RowLayout
-from graddiag.statistics import (
-    COSINE,
-    Estimate,
-    cluster_mean,
-    jackknife,
-    mean,
-    optional,
-    share_negative,
-)
+from graddiag.signals import Signals, check_gradients
+from graddiag.statistics import COSINE, Estimate, cluster_mean, jackknife, optional, share_negative
+from graddiag.tiles import Tiles, fits
 
 LABELS = "conflict/label_distance"
 KEYS = {  # of the numbers that have a projection error
@@ -151,83 +148,67 @@ class Conflict:
 
 
 @dataclass(frozen=True)
-class _Nulls:
-    """The mean paired cosine among permuted partners, the distance of the means among permuted labels."""
-
-    partners: Null
-    labels: Null
-
-
-@dataclass(frozen=True)
 class _Frame:
-    """What all blocks share: where the rows stand, which cosines are averaged, and the permutations."""
+    """What all blocks share: the sides, where their rows stand, the permutations, and where products come from (tiles
+    of rows where `grams` is None)."""
 
+    sides: tuple[Signals, Signals]
     rows: Rows
-    clusters: Int[np.ndarray, " p"]
-    partners: Int[np.ndarray, "p b"]
-    labels: Relabellings
-    label_weights: LabelWeights
-    same_cluster: Bool[np.ndarray, "l r"]
+    chance: Chance
     layouts: Mapping[str, RowLayout]
+    centered: bool
 
     @staticmethod
-    def of(comparison: Comparison, seed: int) -> _Frame:
+    def of(comparison: Comparison, seed: int, *, centered: bool) -> _Frame:
         rows = Rows.of(comparison)
-        same = rows.left_clusters[:, None] == rows.right_clusters[None, :]
         partners = permuted_partners(comparison.clusters, seed=seed)
+        labels = Relabellings.of(rows.groups.counts(0), rows.groups.counts(1), seed=seed)
+        chance = Chance(comparison.clusters, partners, labels, LabelWeights.of(labels))
         layout = layouts(comparison.left.space)
-        counts = (np.bincount(c, minlength=rows.n_clusters) for c in (rows.left_clusters, rows.right_clusters))
-        labels = Relabellings.of(*counts, seed=seed)
-        weights = LabelWeights.of(labels)
-        return _Frame(rows, comparison.clusters, partners, labels, weights, same & ~rows.partners, layout)
+        return _Frame((comparison.left, comparison.right), rows, chance, layout, centered)
+
+    def from_gram(self, products: Float[np.ndarray, "m m"]) -> SideProducts:
+        """From products of all rows, which are centred here where they are to be."""
+        return of_gram(centre(products) if self.centered else products, self.rows, self.chance)
+
+    def from_tiles(self, blocks: Sequence[str]) -> SideProducts:
+        """From the rows themselves, of some blocks as one vector."""
+        return of_tiles(Tiles(self.sides, tuple(blocks)), self.rows, self.chance, centered=self.centered)
 
     def scope(
-        self, products: Float[np.ndarray, "m m"], known: Float[np.ndarray, " p"] | None
-    ) -> tuple[ConflictScope, Float[np.ndarray, " p"], _Nulls]:
-        """All numbers of one Gram matrix, the paired cosines (the `known` ones, or those of the matrix itself), and
-        what chance would do."""
-        rows = self.rows
-        left, right, across = rows.sides(cosines_of(products))
-        matched = across[np.ix_(rows.left_at, rows.right_at)]
-        paired = matched.diagonal().copy() if known is None else known
-        corrected = corrected_cosines(products, rows)
-        nulls = _Nulls(partner_permutations(matched, self.partners), self.labels.null(label_products(products, rows)))
+        self, products: SideProducts, known: Float[np.ndarray, " p"] | None, blocks: Sequence[str]
+    ) -> tuple[ConflictScope, Float[np.ndarray, " p"]]:
+        """All numbers of some blocks as one vector, and the paired cosines: the `known` ones, or those of the rows."""
+        rows, means = self.rows, products.means(self.rows)
+        paired = products.paired if known is None else known
+        corrected = corrected_cosines(products.plain, rows)
         scope = ConflictScope(
-            paired=replace(cluster_mean(paired, self.clusters, bounds=COSINE), p=nulls.partners.p),
+            paired=replace(cluster_mean(paired, self.chance.clusters, bounds=COSINE), p=products.partners.p),
             negative_fraction=share_negative(paired),
-            same_cluster=mean(across[self.same_cluster]),
-            other_cluster=mean(across[~(self.same_cluster | rows.partners)]),
-            within_left=mean(left[~np.eye(rows.n_left, dtype=bool)]),
-            within_right=mean(right[~np.eye(rows.n_right, dtype=bool)]),
-            across=mean(across[~rows.partners]),
-            mean_gradient_cosine=mean_gradient_cosine(products, rows),
+            same_cluster=means["same_cluster"].value,
+            other_cluster=means["other_cluster"].value,
+            within_left=means["within_left"].value,
+            within_right=means["within_right"].value,
+            across=means["across"].value,
+            mean_gradient_cosine=mean_gradient_cosine(products.plain, rows),
             corrected=jackknife(float(corrected[0]), corrected[1:], bounds=COSINE),
-            label_distance=nulls.labels.relative,
-            label_p=nulls.labels.p,
+            label_distance=products.label_distance,
+            label_p=products.labels.p,
         )
-        return scope, paired, nulls
+        return scope.with_errors(self._errors(products, blocks, known=known is not None)), paired
 
-    def influences(self, products: Float[np.ndarray, "m m"], *, centered: bool) -> ConflictInfluences:
-        """What places do to the numbers of a Gram matrix, centred already where it is to be."""
-        return ConflictInfluences.of(products, self.rows, self.same_cluster, self.label_weights, centered=centered)
+    def influences(self, products: SideProducts) -> ConflictInfluences:
+        """What places do to the numbers of some blocks as one vector."""
+        return ConflictInfluences.of(products, self.rows, self.chance.weights, centered=self.centered)
 
-    def errors(
-        self,
-        comparison: Comparison,
-        products: Float[np.ndarray, "m m"],
-        blocks: Sequence[str],
-        *,
-        centered: bool,
-        known: bool,
-    ) -> dict[str, float]:
-        """Standard errors by the projection of the numbers of a Gram matrix, which is the sum over `blocks`."""
-        sides = comparison.left, comparison.right
+    def _errors(self, products: SideProducts, blocks: Sequence[str], *, known: bool) -> dict[str, float]:
+        """Standard errors by the projection of the numbers of `blocks` as one vector."""
         spreads = dict.fromkeys(KEYS, Spread())
         random = [b for b in blocks if not self.layouts[b].is_whole]
         if random:
-            influences = self.influences(products, centered=centered)
+            influences = self.influences(products)
         for b in random:
-            at = influences.at(np.concatenate([rows64(t, b) for t in sides]))
+            at = influences.at(Tiles(self.sides, (b,)))
             spreads = {name: s + spread(at[name], self.layouts[b]) for name, s in spreads.items()}
         errors = {name: s.standard_error for name, s in spreads.items()}
         return errors | ({"paired": math.nan} if known else {})
@@ -238,47 +219,50 @@ def conflict(comparison: Comparison, *, center: bool = False, seed: int = 0, gra
     sides' rows that are known already.
 
     Paired cosines are exact where the comparison has exact products. With `center` everything comes from the projected
-    gradients, since exact products are of gradients that are not centred.
+    gradients, since exact products are of gradients that are not centred. Raises DataError where there are none.
     """
     left = comparison.left
-    frame = _Frame.of(comparison, seed)
+    check_gradients(left.space, left.provenance.data)
+    frame = _Frame.of(comparison, seed, centered=center)
     known = exact_pairs(comparison, comparison.pairs) if comparison.pairs is not None and not center else None
-    prepare: Callable[[Float[np.ndarray, "m m"]], Float[np.ndarray, "m m"]] = centre if center else np.asarray
     m = frame.rows.n_left + frame.rows.n_right
-    total = np.zeros((m, m))
+    total = np.zeros((m, m)) if fits(m) else None
     blocks, by_block = {}, []
-    nulls: dict[str, _Nulls] = {}
+    nulls: dict[str, tuple[Null, Null]] = {}
     for block in left.blocks:
-        products = block_products((left, comparison.right), block, grams)
-        total += products
-        prepared = prepare(products)
-        scope, paired, nulls[block] = frame.scope(prepared, None if known is None else known.blocks[block])
-        errors = frame.errors(comparison, prepared, (block,), centered=center, known=known is not None)
-        blocks[block] = scope.with_errors(errors)
+        if total is None:
+            products = frame.from_tiles((block,))
+        else:
+            gram = block_products(frame.sides, block, grams)
+            total += gram
+            products = frame.from_gram(gram)
+        exact = None if known is None else known.blocks[block]
+        blocks[block], paired = frame.scope(products, exact, (block,))
+        nulls[block] = products.partners, products.labels
         by_block.append(paired)
-    prepared = prepare(total)
-    overall, paired, _ = frame.scope(prepared, None if known is None else known.whole)
-    errors = frame.errors(comparison, prepared, left.blocks, centered=center, known=known is not None)
+    products = frame.from_tiles(left.blocks) if total is None else frame.from_gram(total)
+    overall, paired = frame.scope(products, None if known is None else known.whole, left.blocks)
     return Conflict(
         left_name=left.provenance.data,
         right_name=comparison.right.provenance.data,
         ids=tuple(left.ids[i] for i in comparison.left_index),
         clusters=comparison.clusters,
-        overall=overall.with_errors(errors),
+        overall=overall,
         blocks=blocks,
         paired=paired,
         paired_by_block=np.array(by_block, dtype=np.float64).reshape(len(blocks), len(paired)),
         centered=center,
-        forced=_forced(total, frame.rows) if center else math.nan,
+        forced=_forced(products.plain, frame.rows) if center else math.nan,
         exact_pairs=known is not None or left.space.projection == "exact",
         projection=left.space.projection,
-        tests=BlockTests.of({b: n.partners for b, n in nulls.items()}),
-        label_tests=BlockTests.of({b: n.labels for b, n in nulls.items()}),
+        tests=BlockTests.of({b: partners for b, (partners, _) in nulls.items()}),
+        label_tests=BlockTests.of({b: labels for b, (_, labels) in nulls.items()}),
     )
 
 
-def _forced(products: Float[np.ndarray, "m m"], rows: Rows) -> float:
-    """The mean inner product across the sides that centring forces, from the products before centring."""
-    left, right, across = (float(part.mean()) for part in rows.sides(products))
-    share = rows.n_left * rows.n_right / (rows.n_left + rows.n_right) ** 2
-    return -share * (left + right - 2 * across)
+def _forced(sums: RowSums, rows: Rows) -> float:
+    """The mean inner product across the sides that centring forces; it changes no distance, so that of the two means
+    can be read off centred rows."""
+    n, m = rows.n_left, rows.n_right
+    left, right = float(sums.whole[:n, 0].sum()) / n**2, float(sums.whole[n:, 1].sum()) / m**2
+    return -n * m / (n + m) ** 2 * (left + right - 2 * float(sums.whole[:n, 1].sum()) / (n * m))

@@ -2,62 +2,59 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
 from graddiag.analyzers._projection_error import Influence, cosine_influence, ratio_influence
-from graddiag.analyzers._rows import Rows, apart_means, cosines_of, label_products
+from graddiag.analyzers._row_sums import inverse_norms
+from graddiag.analyzers._rows import Rows, apart_means
+from graddiag.analyzers._side_products import MeanCosine, SideProducts
 from graddiag.relabelling import Relabellings
+from graddiag.tiles import fits
 
 TILE = 256  # places at a time: those of some hundred rows stay in the processor's cache
 Places = Float[np.ndarray, "_ k"]  # the rows of both sides in one block
 
 
 @dataclass(frozen=True)
-class _MeanCosine:
-    """A mean of cosines over `n` chosen pairs of rows.
-
-    `cosines[i]` is the sum over the pairs of row i of their cosines, `counts[i]` the number of those pairs, each halved
-    and over the number of all pairs.
-    """
-
-    n: float
-    cosines: Float[np.ndarray, " m"]
-    counts: Float[np.ndarray, " m"]
-
-
-@dataclass(frozen=True)
 class LabelWeights:
     """How `conflict/label_distance` weighs the products of the sums `E_c` that relabelling turns round: `real` is the
     factor of their sum in the distance of the sides as they are, `middle[c, d]` that of the product of E_c and E_d in
-    the mean over relabellings."""
+    the mean over relabellings; None where there are too many clusters, and relabelled sums take its place."""
 
     real: float
-    middle: Float[np.ndarray, "c c"]
+    middle: Float[np.ndarray, "c c"] | None
+    labels: Relabellings
 
     @staticmethod
     def of(labels: Relabellings) -> LabelWeights:
         """Those of some relabellings."""
-        signs = labels.signs.astype(np.float64)
-        return LabelWeights(float(labels.scale[0]), signs.T @ (signs * labels.scale[:, None]) / len(signs))
+        middle = None
+        if fits(labels.signs.shape[1]):
+            signs = labels.signs.astype(np.float64)
+            middle = signs.T @ (signs * labels.scale[:, None]) / len(signs)
+        return LabelWeights(float(labels.scale[0]), middle, labels)
 
     def influence(self, sums: Float[np.ndarray, "c k"], totals: Float[np.ndarray, " 2"]) -> Influence:
         """That of the relative distance, given E_c at each place of a block."""
-        upper, lower = self.real * sums.sum(axis=0) ** 2, np.einsum("ck,ck->k", self.middle @ sums, sums)
-        return ratio_influence(upper, lower, totals)
+        upper = self.real * sums.sum(axis=0) ** 2
+        if self.middle is None:
+            return ratio_influence(upper, self.labels.mean_squares(sums), totals)
+        return ratio_influence(upper, np.einsum("ck,ck->k", self.middle @ sums, sums), totals)
 
     def totals(self, products: Float[np.ndarray, "c c"]) -> Float[np.ndarray, " 2"]:
         """The distance as it is, and its mean over relabellings."""
+        assert self.middle is not None, "products of clusters are there only where such a matrix fits"
         return np.array([self.real * products.sum(), (self.middle * products).sum()])
 
 
 @dataclass(frozen=True)
 class ConflictInfluences:
-    """Derivatives at the numbers of one Gram matrix, to be read off the rows of every block that is part of it.
+    """Derivatives at the numbers of one scope, to be read off the rows of every block that is part of it.
 
     `lengths` is one over the norm of each row, 0 for a row that is zero: rows are never divided by their norms, which
     would take another array as large for each block and scope. `sums` has, for each side, what sums the rows of each
@@ -67,7 +64,7 @@ class ConflictInfluences:
     rows: Rows
     lengths: Float[np.ndarray, " m"]
     sums: tuple[csr_array, csr_array]
-    means: dict[str, _MeanCosine]
+    means: dict[str, MeanCosine]
     totals: Float[np.ndarray, " 3"]
     apart: Float[np.ndarray, " 3"]
     labels: LabelWeights
@@ -75,42 +72,24 @@ class ConflictInfluences:
     centered: bool
 
     @staticmethod
-    def of(
-        products: Float[np.ndarray, "m m"],
-        rows: Rows,
-        same_cluster: Bool[np.ndarray, "l r"],
-        labels: LabelWeights,
-        *,
-        centered: bool,
-    ) -> ConflictInfluences:
-        """Those of a Gram matrix, centred already where it is to be."""
-        left, right, across = rows.sides(cosines_of(products))
-        n, matched = rows.n_left, rows.partners
-        apart = [~np.eye(k, dtype=bool) for k in (n, rows.n_right)]
-        means = {
-            "within_left": _mean(left, apart[0], (0, 0), rows),
-            "within_right": _mean(right, apart[1], (n, n), rows),
-            "across": _mean(across, ~matched, (0, n), rows),
-            "same_cluster": _mean(across, same_cluster, (0, n), rows),
-            "paired": _mean(across, matched, (0, n), rows),
-        }
-        sums = [float(part.sum()) for part in rows.sides(products)]
-        middle = apart_means(products, rows)[:, 0]
-        norms = np.sqrt(products.diagonal())
-        lengths = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    def of(products: SideProducts, rows: Rows, labels: LabelWeights, *, centered: bool) -> ConflictInfluences:
+        """Those of the products of one scope, of centred rows already where they are to be."""
+        n, plain = rows.n_left, products.plain
+        lengths = inverse_norms(plain.squares)
         n_clusters = rows.n_clusters
         side_sums = (
             _summing(lengths[:n], rows.left_clusters, n_clusters),
             _summing(lengths[n:], rows.right_clusters, n_clusters),
         )
-        totals = np.array([sums[2], *sums[:2]])
-        of_labels = labels.totals(label_products(products, rows))
-        apart_totals = middle[[2, 0, 1]]
+        totals = np.array([plain.whole[:n, 1].sum(), plain.whole[:n, 0].sum(), plain.whole[n:, 1].sum()])
+        apart_totals = apart_means(plain, rows)[[2, 0, 1], 0]
+        means, of_labels = products.means(rows), products.label_totals
         return ConflictInfluences(rows, lengths, side_sums, means, totals, apart_totals, labels, of_labels, centered)
 
-    def at(self, places: Places) -> dict[str, Influence]:
-        """The influence of each place of one block on every number."""
-        tiles = [self._tile(places[:, start : start + TILE]) for start in range(0, places.shape[1], TILE)]
+    def at(self, block: Iterable[Places]) -> dict[str, Influence]:
+        """The influence of each place of one block, some places at a time, on every number."""
+        starts = ((places, start) for places in block for start in range(0, places.shape[1], TILE))
+        tiles = [self._tile(places[:, start : start + TILE]) for places, start in starts]
         parts = {name: [tile[name] for tile in tiles] for name in tiles[0]}
         return {
             name: Influence(np.concatenate([i.moves for i in p]), np.concatenate([i.shares for i in p]))
@@ -132,7 +111,7 @@ class ConflictInfluences:
             inside = np.stack([np.einsum("ck,ck->k", plain[a], plain[b]) for a, b in ways])
             apart = (whole - inside) / _pairs_apart(self.rows)[:, None]
         out["mean_gradient_cosine"] = cosine_influence(whole, self.totals)
-        signed = plain[0] - plain[1] - np.outer(_more_left(self.rows), (left + right) / len(places))
+        signed = plain[0] - plain[1] - np.outer(self.rows.more_left, (left + right) / len(places))
         out["label_distance"] = self.labels.influence(signed, self.label_totals)
         return out | {"corrected": cosine_influence(apart, self.apart)}
 
@@ -150,27 +129,12 @@ class ConflictInfluences:
             "same_cluster": np.einsum("ck,ck->k", unit[0], unit[1]) - paired,
             "paired": paired,
         }
-        weights = np.concatenate([[m.cosines, m.counts] for m in self.means.values()]) * u**2
-        of_squares = (weights @ squares).reshape(len(self.means), 2, -1)
+        weights = np.concatenate([[self.means[k].cosines, self.means[k].counts] for k in cross]) * u**2
+        of_squares = (weights @ squares).reshape(len(cross), 2, -1)
         return {
-            name: Influence(cross[name] / m.n - cosines, shares)
-            for (name, m), (cosines, shares) in zip(self.means.items(), of_squares, strict=True)
+            name: Influence(value / self.means[name].n - cosines, shares)
+            for (name, value), (cosines, shares) in zip(cross.items(), of_squares, strict=True)
         }
-
-
-def _mean(
-    cosines: Float[np.ndarray, "a b"], chosen: Bool[np.ndarray, "a b"], starts: tuple[int, int], rows: Rows
-) -> _MeanCosine:
-    """The mean over the chosen pairs whose cosine is defined; `starts` are where its two sides begin among all rows."""
-    chosen = chosen & np.isfinite(cosines)
-    n = float(chosen.sum()) or math.nan
-    values = np.where(chosen, cosines, 0.0)
-    sums, counts = np.zeros((2, rows.n_left + rows.n_right))
-    for axis, start in ((1, starts[0]), (0, starts[1])):
-        at = slice(start, start + chosen.shape[1 - axis])
-        sums[at] += values.sum(axis=axis) / (2 * n)
-        counts[at] += chosen.sum(axis=axis) / (2 * n)
-    return _MeanCosine(n, sums, counts)
 
 
 def _summing(lengths: Float[np.ndarray, " n"], codes: Int[np.ndarray, " n"], n_clusters: int) -> csr_array:
@@ -184,12 +148,6 @@ def _at(rows: Int[np.ndarray, " p"], start: int) -> slice | Int[np.ndarray, " p"
     """Where some rows stand among all; a slice, which copies nothing, where they follow each other."""
     follow = len(rows) > 0 and bool((np.diff(rows) == 1).all())
     return slice(start + int(rows[0]), start + int(rows[-1]) + 1) if follow else start + rows
-
-
-def _more_left(rows: Rows) -> Int[np.ndarray, " c"]:
-    """How many more left than right rows each cluster has."""
-    left, right = (np.bincount(c, minlength=rows.n_clusters) for c in (rows.left_clusters, rows.right_clusters))
-    return np.asarray(left - right)
 
 
 def _pairs_apart(rows: Rows) -> Float[np.ndarray, " 3"]:

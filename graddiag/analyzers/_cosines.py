@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from graddiag.comparison import Comparison
 from graddiag.errors import DataError
-from graddiag.signals import PairProducts, Signals, check_same_space
+from graddiag.signals import PairProducts, Signals, check_gradients, check_same_space
 from graddiag.statistics import cosine
 
 
@@ -154,8 +154,9 @@ def knows_safety(table: Signals, safety: Signals) -> bool:
 
 
 def check_safety(comparison: Comparison, safety: Signals, controls: Mapping[str, Signals]) -> None:
-    """Raises DataError where a set was measured in another space, or no safety row is finite."""
+    """Raises DataError where a set was measured in another space or without gradients, or no safety row is finite."""
     left = comparison.left
+    check_gradients(left.space, left.provenance.data)
     for other in (safety, *controls.values()):
         check_same_space(left.space, other.space, left.provenance.data, other.provenance.data)
     if not safety.finite.any():

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 
 from graddiag.analyzers._blocks import SURVIVING, BlockTests
 from graddiag.analyzers._cosines import check_safety
+from graddiag.analyzers._flips import Flips
 from graddiag.analyzers._framing_sums import Places, Sums, block_sums
 from graddiag.analyzers._projection_error import Spread, error_keys, layouts, spread
 from graddiag.analyzers._rows import cosine_with_fixed
 from graddiag.answers import clustered
 from graddiag.comparison import Comparison
-from graddiag.permutations import Null, sign_flips, sign_flips_of_norm
+from graddiag.permutations import Null
 from graddiag.row_layout import RowLayout
-from graddiag.signals import Signals
+from graddiag.signals import Signals, check_gradients
 from graddiag.statistics import Estimate, optional
 
 
@@ -82,12 +83,13 @@ class Framing:
 def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int = 0) -> Framing:
     """The framing gradient, projected; `seed` draws the sign flips where there are more than 14 clusters.
 
-    Raises DataError where the safety set was measured in another space or has no finite row.
+    Raises DataError where the safety set was measured in another space or has no finite row, or there are no gradients.
     """
+    check_gradients(comparison.left.space, comparison.left.provenance.data)
     if safety is not None:
         check_safety(comparison, safety, {})
         (safety,) = clustered(safety)
-    n = len(comparison.cluster_names)
+    flips = Flips.of(len(comparison.cluster_names), seed)
     total: Sums | None = None
     blocks: dict[str, FramingScope] = {}
     lay = layouts(comparison.left.space)
@@ -96,12 +98,11 @@ def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int 
     for block in comparison.left.blocks:
         by_cluster, sums, at = block_sums(comparison, safety, block)
         total = sums if total is None else total + sums
-        thin = by_cluster.shape[1] < n
-        nulls[block] = sign_flips(by_cluster, seed=seed) if thin else sign_flips_of_norm(sums.gram, seed=seed)
+        nulls[block] = flips.add(by_cluster)
         places |= {} if lay[block].is_whole else {block: at}
         blocks[block] = _with_errors(_scope(sums, nulls[block].p), sums, {block: at} if block in places else {}, lay)
     assert total is not None, "a space has a block"
-    overall = _scope(total, sign_flips_of_norm(total.gram, seed=seed).p)
+    overall = _scope(total, flips.whole(total.samples.first.inside).p)
     return Framing(
         overall=_with_errors(overall, total, places, lay),
         blocks=blocks,
@@ -115,10 +116,10 @@ def framing(comparison: Comparison, safety: Signals | None = None, *, seed: int 
 
 def _scope(sums: Sums, p: float) -> FramingScope:
     known = sums.squares > 0
-    consistency = float(sums.gram.sum()) / sums.squares if known else math.nan
-    null = float(sums.gram.trace()) / sums.squares if known else math.nan
-    counts = sums.samples.first.counts
-    toward = cosine_with_fixed(sums.gram, sums.with_safety, sums.safety_square, counts)
+    of_pairs = sums.samples.first
+    consistency = of_pairs.square / sums.squares if known else math.nan
+    null = float(of_pairs.inside.sum()) / sums.squares if known else math.nan
+    toward = cosine_with_fixed(of_pairs, sums.with_safety, sums.safety_square)
     return FramingScope(consistency, null, p, toward, sums.samples.cosine())
 
 

@@ -30,7 +30,7 @@ class Places:
     def influences(self, total: Sums) -> dict[str, Influence]:
         """Of each place on the consistency and on the cosines with safety, whose sums over blocks are `total`."""
         d2, toward2, product = self.d**2, self.toward**2, self.d * self.toward
-        length, inner = total.gram.sum(), total.with_safety.sum()
+        length, inner = total.samples.first.square, total.with_safety.sum()
         n = float(total.samples.first.counts.sum()) or math.nan
         means = [inner / n, *(float(s.square_apart()[0]) for s in (total.samples.first, total.samples.second))]
         return {
@@ -46,7 +46,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over pairs of which blocks can be added: products of the cluster sums of d and of the safety rows."""
+    """Sums over pairs of which blocks can be added: what cluster sums of d and of the safety rows have in common."""
 
     samples: TwoSamples
     squares: float
@@ -60,11 +60,6 @@ class Sums:
             self.with_safety + other.with_safety,
             self.safety_square + other.safety_square,
         )
-
-    @property
-    def gram(self) -> Float[np.ndarray, "c c"]:
-        """Products of the cluster sums of d."""
-        return self.samples.first.gram
 
 
 def block_sums(

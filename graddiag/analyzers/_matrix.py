@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from graddiag.analyzers._rows import cosines_of
 from graddiag.errors import DataError, UsageError
 from graddiag.grams import Grams, whole_products
-from graddiag.signals import Signals, check_same_space
+from graddiag.signals import Signals, check_gradients, check_same_space
 
 ROWS_PER_SIDE = 200  # more cells than that are smaller than a pixel of a printed figure
 
@@ -43,12 +43,13 @@ def cosine_matrix(tables: Sequence[Signals], *, limit: int = ROWS_PER_SIDE, gram
     """Cosines of all rows, or of `limit` evenly spaced ones where a table has more; `grams` are products of the tables'
     rows that are known already.
 
-    Raises DataError where there is no table or their spaces differ, UsageError for a limit below 1.
+    Raises DataError where there is no table, none of gradients, or their spaces differ, UsageError for a limit below 1.
     """
     if not tables:
         raise DataError("There is no table to compare. Give at least one.")
     if limit < 1:
         raise UsageError(f"A matrix of {limit} rows per side cannot be shown. Use a limit of 1 or more.")
+    check_gradients(tables[0].space, tables[0].provenance.data)
     for other in tables[1:]:
         check_same_space(tables[0].space, other.space, tables[0].provenance.data, other.provenance.data)
     orders = [_order(t) for t in tables]

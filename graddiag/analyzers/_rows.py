@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graddiag.analyzers._row_sums import Groups, RowSums
+from graddiag.analyzers._two_samples import Sample
 from graddiag.comparison import Comparison
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, cosine, jackknife
 
@@ -16,8 +18,8 @@ from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, cosine
 class Rows:
     """The finite rows of the left side, then those of the right, as they stand in a Gram matrix.
 
-    Pair p is the row `left_at[p]` of the left side and `right_at[p]` of the right; `partners` says the same for all
-    rows. A row's cluster is named by its own table, that of a paired right row by its left partner.
+    Pair p is the row `left_at[p]` of the left side and `right_at[p]` of the right. A row's cluster is named by its own
+    table, that of a paired right row by its left partner.
     """
 
     n_left: int
@@ -27,7 +29,6 @@ class Rows:
     left_clusters: Int[np.ndarray, " l"]
     right_clusters: Int[np.ndarray, " r"]
     n_clusters: int
-    partners: Bool[np.ndarray, "l r"]
 
     @staticmethod
     def of(comparison: Comparison) -> Rows:
@@ -41,8 +42,6 @@ class Rows:
         code = {name: k for k, name in enumerate(dict.fromkeys(left_names + right_names))}
         left_at = np.searchsorted(left_kept, comparison.left_index)
         right_at = np.searchsorted(right_kept, comparison.right_index)
-        partners = np.zeros((len(left_kept), len(right_kept)), dtype=bool)
-        partners[left_at, right_at] = True
         return Rows(
             n_left=len(left_kept),
             n_right=len(right_kept),
@@ -51,8 +50,24 @@ class Rows:
             left_clusters=np.array([code[c] for c in left_names], dtype=np.int64),
             right_clusters=np.array([code[c] for c in right_names], dtype=np.int64),
             n_clusters=len(code),
-            partners=partners,
         )
+
+    @property
+    def groups(self) -> Groups:
+        """The side (0 left, 1 right) and the cluster of each row."""
+        codes = np.concatenate([self.left_clusters, self.right_clusters])
+        return Groups(np.repeat([0, 1], [self.n_left, self.n_right]), codes, 2, self.n_clusters)
+
+    @property
+    def more_left(self) -> Int[np.ndarray, " c"]:
+        """How many more left than right rows each cluster has."""
+        return np.asarray(self.groups.counts(0) - self.groups.counts(1))
+
+    def of_partners(self, paired: Float[np.ndarray, " p"]) -> Float[np.ndarray, " m"]:
+        """The number of each row's pair; 0 for a row without a partner."""
+        out = np.zeros(self.n_left + self.n_right)
+        out[self.left_at] = out[self.n_left + self.right_at] = paired
+        return out
 
     def sides(
         self, matrix: Float[np.ndarray, "m m"]
@@ -77,15 +92,14 @@ def centre(gram: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
     return out
 
 
-def mean_gradient_cosine(gram: Float[np.ndarray, "m m"], rows: Rows) -> float:
+def mean_gradient_cosine(sums: RowSums, rows: Rows) -> float:
     """Cosine of the two sides' mean gradients; NaN where a mean is zero up to rounding."""
-    left, right, across = rows.sides(gram)
     squares = []
-    for side in (left, right):
-        total = float(side.sum())
-        squares.append(total if total > ROUNDING * len(side) * float(side.trace()) else 0.0)
-    norms = np.sqrt(squares)
-    return float(cosine(np.array([across.sum()]), norms[:1], norms[1:])[0])
+    for k, side in enumerate((slice(rows.n_left), slice(rows.n_left, None))):
+        total, least = float(sums.whole[side, k].sum()), float(sums.squares[side].sum()) * len(sums.squares[side])
+        squares.append(total if total > ROUNDING * least else 0.0)
+    norms, across = np.sqrt(squares), sums.whole[: rows.n_left, 1].sum()
+    return float(cosine(np.array([across]), norms[:1], norms[1:])[0])
 
 
 def label_products(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, "c c"]:
@@ -97,27 +111,37 @@ def label_products(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarr
     """
     codes = np.concatenate([rows.left_clusters, rows.right_clusters])
     sides = np.repeat([1.0, -1.0], [rows.n_left, rows.n_right])
-    even = not cluster_sums(sides, codes, rows.n_clusters).any()
-    signed = (gram if even else centre(gram)) * sides[:, None] * sides[None, :]
+    signed = (centre(gram) if rows.more_left.any() else gram) * sides[:, None] * sides[None, :]
     out = cluster_sums(cluster_sums(signed, codes, rows.n_clusters).T, codes, rows.n_clusters)
-    squares = cluster_sums(gram.diagonal(), codes, rows.n_clusters)
-    gone = out.diagonal() <= ROUNDING * np.bincount(codes, minlength=rows.n_clusters) * squares
-    out[gone], out[:, gone] = 0.0, 0.0
-    return out
+    return without_rounding(out, gram.diagonal(), rows)
 
 
-def cosine_with_fixed(
-    gram: Float[np.ndarray, "c c"], inner: Float[np.ndarray, " c"], square: float, counts: Int[np.ndarray, " c"]
-) -> Estimate:
+def without_rounding(
+    products: Float[np.ndarray, "c c"], squares: Float[np.ndarray, " m"], rows: Rows
+) -> Float[np.ndarray, "c c"]:
+    """Products of E_c as in `label_products`, zero for one that is zero up to rounding of its rows' squared norms."""
+    gone = are_rounding(products.diagonal(), squares, rows)
+    products[gone], products[:, gone] = 0.0, 0.0
+    return products
+
+
+def are_rounding(sums: Float[np.ndarray, " c"], squares: Float[np.ndarray, " m"], rows: Rows) -> Bool[np.ndarray, " c"]:
+    """Which clusters' squared norm of E_c is that of rounding, given the squared norms of all rows."""
+    codes = rows.groups.clusters
+    inside = cluster_sums(squares, codes, rows.n_clusters)
+    return np.asarray(sums <= ROUNDING * np.bincount(codes, minlength=rows.n_clusters) * inside)
+
+
+def cosine_with_fixed(sample: Sample, inner: Float[np.ndarray, " c"], square: float) -> Estimate:
     """Cosine of a mean of rows with one vector that is taken as known; NaN where the mean is zero up to rounding.
 
-    `gram` has the products of the cluster sums, `inner` theirs with the vector, `square` its squared norm, `counts` the
-    rows of each cluster. The interval is that of the mean product with the vector, over both norms: it excludes 0 just
-    as often as that of a mean does. (The jackknife of the cosine itself excludes 0 too often where the mean is mostly
-    noise, since the mean's norm moves along with the product.) Its width is that at a cosine of 0: too wide near 1.
+    `inner` are the products of the sample's cluster sums with the vector, `square` its squared norm. The interval is
+    that of the mean product with the vector, over both norms: it excludes 0 just as often as that of a mean does. (The
+    jackknife of the cosine itself excludes 0 too often where the mean is mostly noise, since the mean's norm moves
+    along with the product.) Its width is that at a cosine of 0: too wide near 1.
     """
-    length = float(gram.sum())
-    if length <= ROUNDING * len(gram) * gram.trace() or square <= 0:
+    length, counts = sample.square, sample.counts
+    if length <= ROUNDING * len(counts) * sample.inside.sum() or square <= 0:
         return Estimate(math.nan)
     n, total = counts.sum(), inner.sum()
     scale = n / math.sqrt(length) / math.sqrt(square)
@@ -125,28 +149,23 @@ def cosine_with_fixed(
     return jackknife(float(total / n * scale), replicates * scale, bounds=COSINE)
 
 
-def corrected_cosines(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, " d"]:
+def corrected_cosines(sums: RowSums, rows: Rows) -> Float[np.ndarray, " d"]:
     """Cosine of the two expected gradients: with all clusters (entry 0), then without each in turn; not cut at 1.
 
     `||mu||^2 ~ (||sum g||^2 - sum_c ||sum_{i in c} g_i||^2) / (n^2 - sum n_c^2)`, the mean inner product of rows in
     different clusters, and likewise across the sides: products inside a cluster carry its noise. NaN where a squared
     norm is not above zero or no two rows are in different clusters.
     """
-    means = apart_means(gram, rows)
-    return np.asarray(means[2] / np.sqrt(means[0]) / np.sqrt(means[1]))
+    left, right, across = apart_means(sums, rows)
+    return np.asarray(across / np.sqrt(left) / np.sqrt(right))
 
 
-def apart_means(gram: Float[np.ndarray, "m m"], rows: Rows) -> Float[np.ndarray, "3 d"]:
+def apart_means(sums: RowSums, rows: Rows) -> Float[np.ndarray, "3 d"]:
     """Mean products of rows in different clusters: left with left, right with right, across, as in
     `corrected_cosines`."""
-    left, right = rows.left_clusters, rows.right_clusters
-    codes = ((left, left), (right, right), (left, right))
-    means = np.stack(
-        [apart_with_deletions(m, a, b, rows.n_clusters) for m, (a, b) in zip(rows.sides(gram), codes, strict=True)]
-    )
-    for k, side in enumerate(rows.sides(gram)[:2]):
-        means[k, means[k] <= ROUNDING * side.trace() / len(side)] = np.nan
-    return means
+    groups = rows.groups
+    within = [sums.apart_from_zero(groups, side) for side in (0, 1)]
+    return np.stack([*within, sums.apart(groups, 0, 1)])
 
 
 def apart_with_deletions(

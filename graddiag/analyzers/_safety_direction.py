@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from graddiag.analyzers._cosines import mean_gradient, rows64
-from graddiag.analyzers._rows import apart_with_deletions
+from graddiag.analyzers._row_sums import Groups, RowSums, block_sums
 from graddiag.answers import cluster_codes
-from graddiag.grams import Grams, block_products
+from graddiag.grams import Grams
 from graddiag.signals import Signals
 from graddiag.statistics import COSINE, ROUNDING, Estimate, cluster_sums, jackknife, optional
 
@@ -39,16 +38,17 @@ class SafetyDirection:
     def of(safety: Signals, tables: Mapping[str, Signals], grams: Grams | None = None) -> SafetyDirection:
         """Those of the finite rows; `grams` are products of the safety rows that are known already."""
         codes = np.unique(cluster_codes(safety)[safety.finite], return_inverse=True)[1]
-        total = np.zeros((len(codes), len(codes)))
+        groups = Groups.of_one(codes)
+        total = RowSums.zero(groups)
         blocks = {}
         for block in safety.blocks:
-            products = block_products([safety], block, grams)
-            total += products
-            blocks[block] = split_half(products, codes)
+            sums = block_sums(safety, block, groups, grams)
+            total += sums
+            blocks[block] = split_half(sums, groups)
         random = {name: random_direction_sd(table, safety) for name, table in tables.items()}
         counts = np.bincount(codes)
         largest = float(counts.max() / counts.sum())
-        return SafetyDirection(split_half(total, codes), blocks, random, len(counts), largest)
+        return SafetyDirection(split_half(total, groups), blocks, random, len(counts), largest)
 
     def summary(self, prefix: str) -> dict[str, float | None]:
         """The flat keys, overall."""
@@ -70,7 +70,7 @@ def estimate_keys(prefix: str, e: Estimate) -> dict[str, float | None]:
     return {f"{prefix}/{SPLIT_HALF}{end}": optional(v) for end, v in values.items()}
 
 
-def split_half(products: Float[np.ndarray, "n n"], clusters: Int[np.ndarray, " n"]) -> Estimate:
+def split_half(sums: RowSums, groups: Groups) -> Estimate:
     """The cosine to be expected of the mean of these rows with that of as many others, drawn in the same way.
 
     `A / (A (1 - h) + B h)`, A the mean product of rows in different clusters, B that of rows in one cluster (each with
@@ -82,20 +82,18 @@ def split_half(products: Float[np.ndarray, "n n"], clusters: Int[np.ndarray, " n
     limit: near 1 the number itself is skewed, and its own interval misses too often under heavy tails. Undefined where
     the clusters do not differ at all (then the number is 1), or differ no longer when one is left out.
     """
-    n_clusters = int(clusters.max()) + 1
-    apart = apart_with_deletions(products, clusters, clusters, n_clusters)
-    counts = np.bincount(clusters)
-    by_cluster = np.diag(cluster_sums(cluster_sums(products, clusters, n_clusters).T, clusters, n_clusters))
+    apart, counts = sums.apart(groups), groups.counts(0)
+    by_cluster = cluster_sums(sums.inside[:, 0], groups.clusters, groups.n_clusters)
     inside = np.append(by_cluster.sum(), by_cluster.sum() - by_cluster)
     pairs = np.append((counts**2).sum(), (counts**2).sum() - counts**2)
-    share = float((counts**2).sum()) / len(clusters) ** 2
+    share = float((counts**2).sum()) / counts.sum() ** 2
+    least = ROUNDING * float(sums.squares.mean())
     with np.errstate(divide="ignore", invalid="ignore"):
         noise = (inside / pairs - apart) * share
-        noise[noise <= ROUNDING * products.trace() / len(products)] = np.nan
+        noise[noise <= least] = np.nan
         ratios = apart / noise
     if math.isnan(ratios[0]):
-        alike = apart[0] > ROUNDING * products.trace() / len(products)
-        return Estimate(1.0 if alike else math.nan)
+        return Estimate(1.0 if apart[0] > least else math.nan)
     if ratios[0] <= -1:
         return Estimate(math.nan)
     e = jackknife(float(ratios[0]), ratios[1:])

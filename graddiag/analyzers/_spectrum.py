@@ -94,7 +94,7 @@ def shift(
         n_clusters=len(counts),
         scaled=scaled,
         size=_ratio(math.sqrt(everything), float(np.linalg.norm(states.aligned))),
-        mean_norm=_mean_norm(Sample(summed @ summed.T, counts)),
+        mean_norm=_mean_norm(Sample.of(summed, counts)),
         mean_share=_ratio(mean_share, everything),
         mean_share_null=_ratio(within, everything),
         mean_p=null.p,

@@ -15,7 +15,7 @@ from graddiag.analyzers._projection_error import Influence, Spread, error_keys, 
 from graddiag.answers import cluster_codes
 from graddiag.comparison import Comparison
 from graddiag.grams import Grams
-from graddiag.signals import Signals
+from graddiag.signals import Signals, check_gradients
 from graddiag.statistics import Estimate, cluster_mean, optional
 
 PREFIX = "training"
@@ -98,8 +98,10 @@ def training(
     are known already.
 
     Products with safety are exact where every table knows them, otherwise all of them projected; Adam's form is there
-    where every table knows it. Raises DataError where a set was measured in another space, or no safety row is finite.
+    where every table knows it. Raises DataError where a set was measured in another space, no safety row is finite, or
+    there are no gradients.
     """
+    check_gradients(comparison.left.space, comparison.left.provenance.data)
     controls = controls or {}
     tables = {"left": comparison.left, "right": comparison.right} | {f"control:{n}": t for n, t in controls.items()}
     known = safety is not None and all(knows_safety(t, safety) for t in tables.values())

@@ -13,10 +13,25 @@ from graddiag.statistics import COSINE, ROUNDING, Estimate, jackknife_of_two
 
 @dataclass(frozen=True)
 class Sample:
-    """The products `gram` of the sums of rows of each cluster, and the `counts` of those rows."""
+    """Of the sums of rows of each cluster: their squared norms `inside`, their products `toward` with the sum of all
+    rows, and the `counts` of rows. Those of several blocks add up."""
 
-    gram: Float[np.ndarray, "c c"]
+    inside: Float[np.ndarray, " c"]
+    toward: Float[np.ndarray, " c"]
     counts: Int[np.ndarray, " c"]
+
+    @staticmethod
+    def of(sums: Float[np.ndarray, "c d"], counts: Int[np.ndarray, " c"]) -> Sample:
+        """That of the sums of rows of each cluster in one block."""
+        return Sample(np.einsum("cd,cd->c", sums, sums), sums @ sums.sum(axis=0), counts)
+
+    def __add__(self, other: Sample) -> Sample:
+        return Sample(self.inside + other.inside, self.toward + other.toward, self.counts)
+
+    @property
+    def square(self) -> float:
+        """Squared norm of the sum of all rows."""
+        return float(self.toward.sum())
 
     def square_apart(self) -> Float[np.ndarray, " d"]:
         """Squared norm of the expected gradient: with all clusters (entry 0), then without each in turn.
@@ -24,9 +39,9 @@ class Sample:
         `(||sum g||^2 - sum_c ||sum_{i in c} g_i||^2) / (n^2 - sum n_c^2)`, the mean product of rows in different
         clusters; NaN where that is not above zero, or no two rows are in different clusters.
         """
-        inside, squares = self.gram.diagonal(), (self.counts.astype(np.float64) ** 2).sum()
-        out = products_apart(self.gram, self.counts)
-        least = ROUNDING * inside.sum() / squares if squares else math.nan
+        squares = (self.counts.astype(np.float64) ** 2).sum()
+        out = _apart(self.inside, 2 * self.toward, self.counts)
+        least = ROUNDING * self.inside.sum() / squares if squares else math.nan
         return np.where(out > least, out, np.nan)
 
 
@@ -34,12 +49,14 @@ class Sample:
 class TwoSamples:
     """Two sets of rows that have nothing to do with each other, as products of which blocks can be added.
 
-    `across[c, k]` is the product of the sums of cluster c of the first and cluster k of the second.
+    `across` has the products of the cluster sums of the first with the sum of all rows of the second, `back` those of
+    the second's with the sum of the first.
     """
 
     first: Sample
     second: Sample
-    across: Float[np.ndarray, "c k"]
+    across: Float[np.ndarray, " c"]
+    back: Float[np.ndarray, " k"]
 
     @staticmethod
     def of(
@@ -49,13 +66,12 @@ class TwoSamples:
         second_counts: Int[np.ndarray, " k"],
     ) -> TwoSamples:
         """Those of the sums of rows of each cluster in one block."""
-        samples = Sample(first @ first.T, first_counts), Sample(second @ second.T, second_counts)
-        return TwoSamples(*samples, first @ second.T)
+        samples = Sample.of(first, first_counts), Sample.of(second, second_counts)
+        return TwoSamples(*samples, first @ second.sum(axis=0), second @ first.sum(axis=0))
 
     def __add__(self, other: TwoSamples) -> TwoSamples:
-        first = Sample(self.first.gram + other.first.gram, self.first.counts)
-        second = Sample(self.second.gram + other.second.gram, self.second.counts)
-        return TwoSamples(first, second, self.across + other.across)
+        samples = self.first + other.first, self.second + other.second
+        return TwoSamples(*samples, self.across + other.across, self.back + other.back)
 
     def cosine(self) -> Estimate:
         """The cosine of the two expected gradients, without the noise of the means.
@@ -72,8 +88,8 @@ class TwoSamples:
         value = float(total / n.sum() / m.sum() / math.sqrt(first[0]) / math.sqrt(second[0]))
         replicates = []
         for counts, sums, own, other, others in (
-            (n, self.across.sum(axis=1), first, second, m),
-            (m, self.across.sum(axis=0), second, first, n),
+            (n, self.across, first, second, m),
+            (m, self.back, second, first, n),
         ):
             left = (counts.sum() - counts).astype(np.float64)
             means = np.divide(total - sums, left, out=np.full(len(left), np.nan), where=left > 0) / others.sum()
@@ -88,10 +104,16 @@ def products_apart(products: Float[np.ndarray, "c c"], counts: Int[np.ndarray, "
     `products[c, k]` may be of two numbers of a row, one for c and another for k: the noise that a row has in both is
     then in none of the products that count.
     """
-    inside, at = products.diagonal(), counts.astype(np.float64)
-    total, n = float(products.sum()), float(at.sum())
-    without = total - products.sum(axis=1) - products.sum(axis=0) + inside
-    apart = np.append(total, without) - np.append(inside.sum(), inside.sum() - inside)
+    return _apart(products.diagonal(), products.sum(axis=1) + products.sum(axis=0), counts)
+
+
+def _apart(
+    inside: Float[np.ndarray, " c"], both: Float[np.ndarray, " c"], counts: Int[np.ndarray, " c"]
+) -> Float[np.ndarray, " d"]:
+    """`products_apart` from the diagonal, and the sum of each row and its column."""
+    at = counts.astype(np.float64)
+    total, n = float(both.sum()) / 2, float(at.sum())
+    apart = np.append(total, total - both + inside) - np.append(inside.sum(), inside.sum() - inside)
     squares = (at**2).sum()
     pairs = np.append(n, n - at) ** 2 - np.append(squares, squares - at**2)
     out = np.full(len(apart), np.nan)
