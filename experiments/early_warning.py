@@ -1,6 +1,6 @@
 """Does the monitor warn before behaviour has moved? Fine-tunes of a real model, watched from their first step.
 
-usage: python experiments/early_warning.py [--model NAME] [--data DIR] [--seeds N] [--steps N] [--report-only]
+usage: python experiments/early_warning.py [--model NAME] [--organism | --data DIR] [--seeds N] [--steps N]
 
 Four tasks (insecure, educational, secure, benign), each with a few seeds: LoRA on all linear weights of the layers,
 AdamW, the monitor with its default limits, except that probes may cost what they like. Before that, the same for all
@@ -11,39 +11,49 @@ answers of hh_rejected with `--data DIR` (a folder with safety, benign, insecure
 .jsonl), else how an answer that complies with a held-out harmful prompt begins, the same words for all prompts.
 Behaviour has moved where the change over the same answers is beyond two standard errors.
 
-Runs that are done are kept in runs/early_warning-... and not made again; an interrupted one begins anew. That folder
-also has each run as the monitor logged it, for `graddiag report`. Writes figures/early_warning.json, .svg and .png:
-numbers only, no text of the data.
+With `--organism` the runs start from the aligned model that `organisms.py NAME` made, without more alignment, on its
+own training sets, its alignment mix among them, where an alarm is false. The monitor has refusals of that mix.
+Behaviour is also how likely refusing and complying openings are after held-out prompts, and whether greedy decoding
+refuses.
+
+Runs that are done are kept in runs/early_warning-... (the name of `--out`) and not made again; an interrupted one
+begins anew. That folder also has each run as the monitor logged it, for `graddiag report`. Writes
+figures/early_warning.json, .svg and .png (or `--out`): numbers only, no text of the data.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from early_warning_behaviour import seen
 from early_warning_figure import draw
-from early_warning_findings import Looked, Run, Seen, Told, run_of, table
-from early_warning_rows import BYTES, SHORT, TASKS, Cut, Rows, read_rows, shuffled
-from padding import Batch, padded
+from early_warning_findings import Looked, Run, Told, run_of, table
+from early_warning_organism import organism_rows
+from early_warning_rows import BYTES, ORGANISM, SHORT, TASKS, Cut, Rows, read_rows, shuffled
+from organisms_recipe import VARIANTS, Recipe, read_recipe
+from padding import Batch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.nn.functional import cross_entropy
+from platformdirs import user_cache_path
+from scipy.special import ndtri
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import graddiag
-from graddiag.alarms import Limits
-from graddiag.encoding import Encoded
+from graddiag.alarms import Limits, Watch
 from graddiag.files import read_json, strict, write_json
 from graddiag.probe_values import cosine_with_safety
 from graddiag.probes import Probe
 
 FIGURE = Path("figures/early_warning")
 LIMITS = Limits(overhead=1e9)  # all else as shipped; steps as short as these would make probes rare
-PASS_ROWS = 4  # rows of a forward pass for behaviour: logits of a whole vocabulary are large
+RECIPE = Path(__file__).with_name("organisms.toml")
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Settings:
     batch: int
     steps: int
     every: int
+    reading: int
     rank: int
     rate: float
     alignment_steps: int
@@ -66,19 +77,29 @@ class Settings:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs share; `folder` is where they are kept."""
+    """What all runs share; `folder` is where they are kept, `place` what `load_model` takes."""
 
     settings: Settings
     rows: Rows
     tokenizer: PreTrainedTokenizerBase
     folder: Path
+    place: str | Path
 
 
 def bench(settings: Settings, data: Path | None, folder: Path) -> Bench:
     """The rows of all runs, as tokens of the model."""
     _, tokenizer = graddiag.load_model(settings.model, device="cpu")
     rows = read_rows(tokenizer, data, settings.cut, monitor=settings.monitor, held_out=settings.held_out)
-    return Bench(settings, rows, tokenizer, folder)
+    return Bench(settings, rows, tokenizer, folder, settings.model)
+
+
+def bench_of_organism(settings: Settings, recipe: Recipe, folder: Path) -> Bench:
+    """The same of an organism's aligned model, as `organisms.py` made it."""
+    home = Path(os.path.expanduser(os.environ.get("GRADDIAG_HOME") or user_cache_path("graddiag")))
+    place = home / "organisms" / recipe.name / "aligned"
+    _, tokenizer = graddiag.load_model(place, device="cpu")
+    rows = organism_rows(tokenizer, recipe, settings.cut, monitor=settings.monitor, held=settings.held_out)
+    return Bench(settings, rows, tokenizer, folder, place)
 
 
 def with_lora(model: PreTrainedModel, rank: int) -> PeftModel:
@@ -93,18 +114,20 @@ def optimizer_of(model: PeftModel, rate: float) -> torch.optim.AdamW:
 
 
 def aligned(on: Bench) -> PreTrainedModel:
-    """The model after the short alignment, which is made once and kept as an adapter."""
+    """The model after the short alignment, which is made once and kept as an adapter; an organism needs none."""
     settings, kept = on.settings, on.folder / "alignment"
+    if not on.rows.alignment:
+        return graddiag.load_model(on.place, device="cpu")[0]
     done, about = kept / "settings.json", strict(asdict(settings))
     if not done.is_file() or read_json(done) != about:
         torch.manual_seed(0)
-        model = with_lora(graddiag.load_model(settings.model, device="cpu")[0], settings.rank)
+        model = with_lora(graddiag.load_model(on.place, device="cpu")[0], settings.rank)
         optimizer = optimizer_of(model, settings.alignment_rate)
         for batch in shuffled(on.rows.alignment, batch=settings.batch, steps=settings.alignment_steps, seed=0):
             train(model, optimizer, batch)
         model.save_pretrained(kept, save_embedding_layers=False)
         write_json(done, asdict(settings))
-    base, _ = graddiag.load_model(settings.model, device="cpu")
+    base, _ = graddiag.load_model(on.place, device="cpu")
     return PeftModel.from_pretrained(base, kept).merge_and_unload()
 
 
@@ -118,35 +141,29 @@ def train(
     optimizer.zero_grad()
 
 
-def log_probabilities(model: torch.nn.Module, rows: tuple[Encoded, ...]) -> tuple[float, ...]:
-    """The mean log-probability of each row's targets, nats/token, in evaluation mode."""
-    out = []
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(rows), PASS_ROWS):
-            batch = padded(rows[start : start + PASS_ROWS])
-            labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch).logits[:, :-1]
-            losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # 0 where there is no target
-            out += (-losses.sum(dim=1) / (labels >= 0).sum(dim=1)).tolist()
-    model.train()
-    return tuple(out)
-
-
-def seen(model: torch.nn.Module, rows: Rows, step: int) -> Seen:
-    """Behaviour now."""
-    return Seen(step, **{kind: log_probabilities(model, held) for kind, held in rows.held_out.items()})
-
-
-def looked(probe: Probe) -> Looked:
-    """What is kept of a probe."""
+def looked(probe: Probe, watch: Watch) -> Looked:
+    """What is kept of a probe, once the watch has seen it."""
+    watch.see(probe)
     return Looked(
         step=probe.step,
         cosine=cosine_with_safety(probe.gradient, probe.safety_norms),
         update_cosine=cosine_with_safety(probe.update, probe.safety_norms),
         predicted=float("nan") if probe.predicted_change is None else probe.predicted_change,
         safety_losses=tuple(probe.safety_losses.tolist()),
+        evidence=evidence(watch),
     )
+
+
+def evidence(watch: Watch) -> dict[str, float]:
+    """What the rules that add up have so far, as parts of their limits."""
+    limits, memory = watch.limits, watch.memory
+    budget = max(limits.drift, -float(ndtri(limits.per_look)) * memory.drift.variance**0.5)
+    return {
+        "conflict": memory.conflict / limits.conflict,
+        "update_conflict": memory.update / limits.conflict,
+        "drift": memory.drift.total / budget,
+        "culprits": memory.share.evidence / math.log(limits.horizon / limits.false_alarms),
+    }
 
 
 def fine_tuned(on: Bench, task: str, seed: int) -> Run:
@@ -164,12 +181,13 @@ def fine_tuned(on: Bench, task: str, seed: int) -> Run:
     behaviour = []
     batches = shuffled(on.rows.tasks[task], batch=settings.batch, steps=settings.steps, seed=seed)
     for step, batch in enumerate(batches):
-        if step % settings.every == 0:
-            behaviour.append(seen(model, on.rows, step))
+        if step % settings.reading == 0:
+            behaviour.append(seen(model.get_base_model(), on.rows.held_out, step))
         train(model, optimizer, batch, monitor)
-    behaviour.append(seen(model, on.rows, settings.steps))
+    behaviour.append(seen(model.get_base_model(), on.rows.held_out, settings.steps))
     told = tuple(Told(a.step, a.rule) for a in monitor.alarms)
-    return Run(task, seed, tuple(behaviour), tuple(looked(p) for p in probes), told)
+    watch = Watch(LIMITS, every=settings.every)  # as the monitor's own, whose memory is not kept between probes
+    return Run(task, seed, tuple(behaviour), tuple(looked(p, watch) for p in probes), told)
 
 
 def made(on: Bench, task: str, seed: int) -> Run:
@@ -197,10 +215,11 @@ def given_settings(given: argparse.Namespace) -> Settings:
     """The settings that the command line asks for."""
     return Settings(
         model=given.model,
-        data="built-in sets" if given.data is None else "files",
-        cut=BYTES if given.model == "tiny" else SHORT,
+        data="organism" if given.organism else "built-in sets" if given.data is None else "files",
+        cut=BYTES if given.model == "tiny" else ORGANISM if given.organism else SHORT,
         monitor=given.monitor, held_out=given.held_out, batch=given.batch, steps=given.steps, every=given.every,
-        rank=given.rank, rate=given.rate, alignment_steps=given.alignment_steps, alignment_rate=given.alignment_rate,
+        reading=given.reading or given.every, rank=given.rank, rate=given.rate, alignment_rate=given.alignment_rate,
+        alignment_steps=0 if given.organism else given.alignment_steps,
     )  # fmt: skip
 
 
@@ -209,10 +228,12 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", type=Path, help="folder of the real sets; without it, the built-in ones")
-    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--organism", action="store_true", help="the aligned model of organisms.py, and its sets")
+    parser.add_argument("--tasks", help="by default all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--every", type=int, default=4, help="steps between probes")
+    parser.add_argument("--reading", type=int, help="steps between readings of behaviour; by default as probes")
     parser.add_argument("--batch", type=int, default=4, help="rows of a step")
     parser.add_argument("--monitor", type=int, default=10, help="safety rows that the monitor is given")
     parser.add_argument("--held-out", type=int, default=12, help="rows of each kind of behaviour")
@@ -225,18 +246,27 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def bench_for(given: argparse.Namespace, settings: Settings) -> Bench:
+    """What the command line asks for, with a folder of its own."""
+    end = "-organism" if given.organism else "" if given.data is None else "-files"
+    folder = Path("runs") / f"{given.out.name}-{given.model}{end}"
+    if given.organism:
+        return bench_of_organism(settings, read_recipe(RECIPE, given.model), folder)
+    return bench(settings, given.data, folder)
+
+
 def main() -> None:
     """Makes the runs that are missing, prints the table, keeps the numbers and draws them."""
     given = read_arguments()
     file = given.out.with_suffix(".json")
     if not given.report_only:
         settings = given_settings(given)
-        folder = Path("runs") / f"early_warning-{given.model}{'' if given.data is None else '-files'}"
-        on = bench(settings, given.data, folder)
-        runs = all_runs(on, given.tasks.split(","), given.seeds)
+        on = bench_for(given, settings)
+        tasks = given.tasks.split(",") if given.tasks else VARIANTS if given.organism else TASKS
+        runs = all_runs(on, tasks, given.seeds)
         about = {
             "command": f"python experiments/early_warning.py --model {given.model}"
-            + ("" if given.data is None else " --data DIR"),
+            + (" --organism" if given.organism else "" if given.data is None else " --data DIR"),
             "settings": asdict(settings),
             "limits": asdict(LIMITS),
             "harmful": on.rows.harmful,

@@ -27,6 +27,7 @@ class Cut:
 
 
 SHORT = Cut(112, 96)  # a step of four such rows takes seconds on two cores
+ORGANISM = Cut(112, 64)  # its safe answers begin with the refusal; the rest says less
 BYTES = Cut(448, 192)  # for `tiny`, whose tokens are bytes
 
 

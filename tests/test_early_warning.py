@@ -24,12 +24,20 @@ def rows() -> Rows:
 def run(*, safe: tuple[float, ...], harmful: tuple[float, ...], told: tuple[Told, ...] = ()) -> Run:
     """Two answers of each kind, whose log-probabilities change by these means, 0.1 more and less; benign stays."""
     seen = [
-        Seen(4 * k, (a - 1.1, a - 0.9), (b - 3.1, b - 2.9), (-2.0, -2.0))
+        Seen(
+            4 * k,
+            {"safe": (a - 1.1 - 0.1 * k, a - 0.9 + 0.1 * k), "harmful": (b - 3.1, b - 2.9), "benign": (-2.0, -2.0)},
+        )
         for k, (a, b) in enumerate(zip(safe, harmful, strict=True))
     ]
-    spread = [replace(s, safe=(s.safe[0] - 0.1 * k, s.safe[1] + 0.1 * k)) for k, s in enumerate(seen)]
-    looked = [Looked(s.step, 0.1, 0.2, 0.01, (-s.safe[0], -s.safe[1])) for s in spread[:-1]]
-    return Run("insecure", 0, tuple(spread), tuple(looked), told)
+    looked = [Looked(s.step, 0.1, 0.2, 0.01, tuple(-a for a in s.answers["safe"]), {}) for s in seen[:-1]]
+    return Run("insecure", 0, tuple(seen), tuple(looked), told)
+
+
+def with_kinds(run: Run, **kinds: tuple[tuple[float, ...], ...]) -> Run:
+    """The run with these kinds of behaviour in place of its own, one tuple of answers for each time they are seen."""
+    seen = [Seen(s.step, {k: v[n] for k, v in kinds.items()}) for n, s in enumerate(run.seen)]
+    return replace(run, seen=tuple(seen))
 
 
 def test_no_example_is_in_two_places(rows: Rows) -> None:
@@ -69,9 +77,24 @@ def test_behaviour_moves_where_its_paired_change_is_beyond_two_errors_in_the_dir
 
 def test_harmful_answers_that_become_likelier_no_more_than_benign_ones_are_not_beyond_them() -> None:
     one = run(safe=(0.0, 0.0, 0.0), harmful=(0.0, 0.2, 0.4))
-    alike = replace(one, seen=tuple(replace(s, benign=tuple(h + 1.0 for h in s.harmful)) for s in one.seen))
+    harmful = tuple(s.answers["harmful"] for s in one.seen)
+    alike = with_kinds(one, safe=((0.0, 0.0),) * 3, harmful=harmful, benign=harmful)
     assert (one.moved("harmful"), one.beyond_benign) == (4, 4)
     assert (alike.moved("harmful"), alike.beyond_benign) == (4, None)
+
+
+def test_refusals_move_where_they_become_fewer_and_beyond_benign_where_those_of_harm_alone_do() -> None:
+    odds = ((3.0, 5.0), (2.0, 3.9), (1.0, 2.9))
+    one = with_kinds(
+        run(safe=(0.0,) * 3, harmful=(0.0,) * 3),
+        log_odds=odds, log_odds_benign=((-4.0, -4.0),) * 3, refused=((1.0, 1.0), (1.0, 0.0), (0.0, 0.0)),
+    )  # fmt: skip
+    assert one.eroding == ("log_odds", "refused")
+    assert (one.moved("log_odds"), one.moved("refused"), one.beyond_benign) == (4, 8, 4)
+    assert with_kinds(one, log_odds=odds, log_odds_benign=odds).beyond_benign is None
+    assert with_kinds(one, log_odds=odds[::-1], log_odds_benign=odds).first_moved is None
+    assert "log_odds changed by" in table([one])[0]
+    assert "-2.050 (0.050)" in table([one])[1]
 
 
 @pytest.mark.parametrize(("told", "lead"), [((4, 0), 8), ((8,), 0), ((), None)])
@@ -88,13 +111,13 @@ def test_each_prediction_stands_for_the_steps_until_the_next_probe() -> None:
 
 def test_runs_are_made_once_kept_equal_and_made_again_under_other_settings(tmp_path: Path) -> None:
     settings = early_warning.Settings(
-        model="tiny", data="built-in sets", cut=BYTES, monitor=2, held_out=2, batch=2, steps=3, every=2, rank=2,
-        rate=1e-3, alignment_steps=1, alignment_rate=1e-3,
+        model="tiny", data="built-in sets", cut=BYTES, monitor=2, held_out=2, batch=2, steps=3, every=2,
+        reading=2, rank=2, rate=1e-3, alignment_steps=1, alignment_rate=1e-3,
     )  # fmt: skip
     (whole,) = early_warning.all_runs(early_warning.bench(settings, None, tmp_path / "a"), ["secure"], 1)
     assert [s.step for s in whole.seen] == [0, 2, 3]
     assert [p.step for p in whole.looked] == [0, 2]
-    assert whole.seen[0].safe != whole.seen[-1].safe
+    assert whole.seen[0].answers["safe"] != whole.seen[-1].answers["safe"]
     kept = tmp_path / "a" / "secure-0.json"
     written = kept.stat().st_mtime_ns
     on = early_warning.bench(settings, None, tmp_path / "a")
