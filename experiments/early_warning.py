@@ -18,7 +18,8 @@ refuses.
 
 Runs that are done are kept in runs/early_warning-... (the name of `--out`) and not made again; an interrupted one
 begins anew. That folder also has each run as the monitor logged it, for `graddiag report`. Writes
-figures/early_warning.json, .svg and .png (or `--out`): numbers only, no text of the data.
+figures/early_warning.json, .svg and .png (or `--out`): numbers only, no text of the data. What is there of other tasks
+and seeds under the same settings stays.
 """
 
 from __future__ import annotations
@@ -246,6 +247,15 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def beside(runs: Sequence[Run], file: Path, settings: Settings) -> list[Run]:
+    """The runs, behind those others that the figure's file has under the same settings."""
+    content = read_json(file) if file.is_file() else {"settings": None, "runs": []}
+    if content["settings"] != strict(asdict(settings)):
+        return list(runs)
+    new = {(r.task, r.seed) for r in runs}
+    return [*(r for r in map(run_of, content["runs"]) if (r.task, r.seed) not in new), *runs]
+
+
 def bench_for(given: argparse.Namespace, settings: Settings) -> Bench:
     """What the command line asks for, with a folder of its own."""
     end = "-organism" if given.organism else "" if given.data is None else "-files"
@@ -263,7 +273,7 @@ def main() -> None:
         settings = given_settings(given)
         on = bench_for(given, settings)
         tasks = given.tasks.split(",") if given.tasks else VARIANTS if given.organism else TASKS
-        runs = all_runs(on, tasks, given.seeds)
+        runs = beside(all_runs(on, tasks, given.seeds), file, settings)
         about = {
             "command": f"python experiments/early_warning.py --model {given.model}"
             + (" --organism" if given.organism else "" if given.data is None else " --data DIR"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from early_warning_findings import Looked, Run, Seen, Told, run_of, table
 from early_warning_rows import BYTES, LEAST_TARGETS, TASKS, Rows, read_rows
 
 from graddiag.data import read_set
-from graddiag.files import read_json
+from graddiag.files import read_json, strict, write_json
 from graddiag.models import load_model
 
 early_warning = pytest.importorskip("early_warning", reason="adapters need peft")
@@ -130,6 +130,20 @@ def test_runs_are_made_once_kept_equal_and_made_again_under_other_settings(tmp_p
     again = run_of(read_json(kept))
     assert again.seen[0] == whole.seen[0]
     assert again.seen[-1] != whole.seen[-1]
+
+
+def test_a_figure_keeps_other_runs_of_the_same_settings_and_none_of_others(tmp_path: Path) -> None:
+    settings = early_warning.Settings(
+        model="tiny", data="built-in sets", cut=BYTES, monitor=2, held_out=2, batch=2, steps=3, every=2,
+        reading=2, rank=2, rate=1e-3, alignment_steps=1, alignment_rate=1e-3,
+    )  # fmt: skip
+    first, second = run(safe=(0.0, -0.1), harmful=(0.0, 0.1)), run(safe=(0.0, -0.2), harmful=(0.0, 0.3))
+    other = replace(first, task="secure")
+    file = tmp_path / "figure.json"
+    assert early_warning.beside([first], file, settings) == [first]
+    write_json(file, strict({"settings": asdict(settings), "runs": [asdict(first), asdict(other)]}))
+    assert early_warning.beside([second], file, settings) == [other, second]
+    assert early_warning.beside([second], file, replace(settings, steps=4)) == [second]
 
 
 def test_the_table_has_a_line_per_run_and_says_what_did_not_come() -> None:
