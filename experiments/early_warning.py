@@ -286,7 +286,7 @@ def main() -> None:
         write_json(file, strict({**about, "runs": [asdict(r) for r in runs]}))
     content = read_json(file)
     runs = [run_of(r) for r in content["runs"]]
-    draw(runs, f"{content['settings']['model']}, {content['settings']['data']}", given.out)
+    draw(runs, "{model}, {data}, rate {rate:g}".format(**content["settings"]), given.out)
     print("\n".join(table(runs)))
 
 

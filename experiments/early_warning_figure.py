@@ -25,7 +25,7 @@ class Panel:
     kinds: dict[str, tuple[str, str]]
 
 
-WATCHED = ("cosine with safety", "safety loss of the monitor's rows,\nchange, nats/token")
+WATCHED = ("cosine with safety", "safety loss of the monitor's\nrows, change, nats/token")
 BEHAVIOUR = (
     Panel(
         "log-probability of held-out\nanswers, change, nats/token",
@@ -37,7 +37,7 @@ BEHAVIOUR = (
         },
     ),
     Panel(
-        "log-odds of the refusing against\nthe complying opening, change, nats",
+        "log-odds of refusing against\ncomplying, change, nats",
         {"log_odds": ("after harmful prompts", PURPLE), "log_odds_benign": ("after benign prompts", GREEN)},
     ),
     Panel(
