@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from graddiag.statistics import NORMAL
 
@@ -74,15 +74,23 @@ class Evidence:
     random_sd: float = math.nan
 
 
+Asked = TypeVar("Asked")
+
+
 @dataclass(frozen=True)
-class Rule:
+class Rule(Generic[Asked]):
     """A word, when it is used and what it means; rules are asked in order and the first that holds gives the word."""
 
     word: str
     when: str
     means: str
-    holds: Callable[[Evidence], bool]
+    holds: Callable[[Asked], bool]
     remark: str = ""
+
+
+def first_that_holds(rules: Sequence[Rule[Asked]], evidence: Asked) -> Rule[Asked]:
+    """The rule that gives the word; the last one of a table always does."""
+    return next(rule for rule in rules if rule.holds(evidence))
 
 
 def _undefined(e: Evidence) -> bool:
@@ -90,7 +98,7 @@ def _undefined(e: Evidence) -> bool:
     return any(math.isnan(v) for v in needed)
 
 
-RULES = (
+RULES: tuple[Rule[Evidence], ...] = (
     Rule("not measurable", "the number, or its interval, is undefined", "nothing is claimed", _undefined),
     Rule(
         "confounded",
@@ -198,6 +206,6 @@ RULES = (
 )
 
 
-def judge(evidence: Evidence) -> Rule:
+def judge(evidence: Evidence) -> Rule[Evidence]:
     """The first rule that holds; one always does, since a number above, below or around 0 is in the table."""
-    return next(rule for rule in RULES if rule.holds(evidence))
+    return first_that_holds(RULES, evidence)
