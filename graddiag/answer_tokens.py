@@ -9,9 +9,10 @@ from itertools import zip_longest
 from transformers import PreTrainedTokenizerBase
 
 from graddiag._digests import rules_digest, tokenizer_digest
-from graddiag.data import ExampleSet, shown
+from graddiag.data import ExampleSet
 from graddiag.encoding import Encoded, encode
 from graddiag.errors import DataError
+from graddiag.example_rows import shown
 from graddiag.model_set import ModelSet
 from graddiag.outline import Outline
 
