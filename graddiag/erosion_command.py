@@ -60,7 +60,7 @@ HOW = together(
         metavar="N,N,...",
         help="Read given answers again without what the shifts of --left and --right share behind these layers.",
     ),
-    option("--random-subspaces", default=10, help="Of --intervene: random subspaces of each kind, the control."),
+    option("--random-subspaces", default=20, help="Of --intervene: random subspaces of each kind, the control."),
     option("--no-figures", is_flag=True, help="Leave figures and page out."),
 )
 

@@ -23,6 +23,10 @@ from graddiag.statistics import Estimate, difference_of_means, mean, mean_differ
 REMOVAL_FILE = "interventions.jsonl"
 UNCHANGED, SHARED = "unchanged", "shared"
 KINDS = ("random", "states")  # subspaces uniform among all of their size; and drawn like the tuned model's states
+GIVEN = (
+    "Intervals and p take what was removed as given: other rows to fit it on would have given something else, and how "
+    "far that moves a change is in none of them."
+)
 _FORMAT = "removal 1"
 
 Losses = Mapping[str, Float[np.ndarray, " n"]]  # by draw, nats per token
@@ -115,7 +119,9 @@ class Removal:
     space is removed: of harmful answers, of each harmless set, and of harmful beyond each harmless one.
 
     The first harmless set is the benign one, the others are further controls. `rows` are changes row by row: set, id,
-    cluster, change.
+    cluster, change. Intervals and p are given the two fits, one for each half of the clusters: they say how far other
+    rows to read would move a change, not other rows to fit. To know that, models would have to read all rows again
+    without what each of many refits found.
     """
 
     setting: RemovalSetting

@@ -24,6 +24,7 @@ _NAMES = (
     *FIGURES,
     "answers",
     "generated",
+    "generated_changes",
     "generated_shares",
     "intervention_fits",
     "intervention_rows",

@@ -184,7 +184,7 @@ def _removal(found: Removal) -> Answer:
     for name, e in found.beyond.items():
         numbers += f"; beyond that of {_name(name)} {_shown(e.change)}, random subspaces {_drawn(e)}"
     n = found.setting.n_random
-    numbers += f"; {n} of each kind allow no p below {found.least_p:.2g}"
+    numbers += f"; {n} of each kind allow no p below {found.least_p:.2g}; intervals and p take the fit as given"
     return Answer(question, rule.word, numbers)
 
 

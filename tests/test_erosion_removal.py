@@ -12,6 +12,7 @@ from written import csv_rows
 
 from graddiag import erosion_interventions as making
 from graddiag.erosion_removal import (
+    GIVEN,
     REMOVAL_FILE,
     SHARED,
     UNCHANGED,
@@ -139,6 +140,12 @@ def test_the_smallest_p_is_said_and_ten_subspaces_claim_nothing(done):
     assert "2 of each kind allow no p below 0.33" in line
     assert done.summary()["intervention/least_p"] == pytest.approx(1 / 3)
     assert done.summary()["intervention/harmful/random_p"] >= 1 / 3
+
+
+def test_the_report_says_that_intervals_take_what_was_removed_as_given(done):
+    line = next(x for x in done.report.verdict if x.startswith("Without what"))
+    assert "intervals and p take the fit as given" in line
+    assert GIVEN in (done.out / "report.html").read_text()
 
 
 def test_a_reading_that_is_missing_is_made_again_and_only_that(models, done, tmp_path, monkeypatch):

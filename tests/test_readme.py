@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from loops import SAFETY, padded, tiny
+from planted_shift import planted, rows
 from trainers import trainer
 
 import graddiag
@@ -52,6 +53,17 @@ def test_the_python_example_runs(readme, tmp_path, monkeypatch):
     names: dict[str, object] = {}
     exec(code(readme, "In Python"), names)
     assert -1 <= names["result"].summary()["conflict/paired_cosine"] <= 1
+
+
+def test_a_shift_is_added_to_the_aligned_model_as_the_readme_says(readme):
+    (aligned, tokenizer), (tuned, _) = planted()
+    left, harmful = (rows(name, 6, seed, marked=True) for seed, name in enumerate(("left", "harmful")))
+    names = {
+        "graddiag": graddiag, "aligned": aligned, "tuned": tuned, "tokenizer": tokenizer, "left": left,
+        "harmful": harmful,
+    }  # fmt: skip
+    exec(code(readme, "What did fine-tuning do to a model?"), names)
+    assert names["gains"][0] > max(names["gains"][1:]), "the planted direction does more than any random one"
 
 
 def test_the_training_loop_runs(readme):
