@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from graddiag.analyzers import N_NULL
+from graddiag.answer_tokens import check_same_answers
 from graddiag.closing import answer_length
 from graddiag.data import ExampleSet
 from graddiag.encoding import EncodedSet, encode
@@ -132,6 +133,7 @@ def erode(
     if how is not None:
         check_kept(folder, how, overwrite=overwrite)
     length = max_length or models.max_length
+    check_same_answers(models, (*sets.own, *sets.opened), max_length=length, skip_bad_rows=skip_bad_rows)
     reading = _Reading(
         sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet, how,
         NextTokens(sets, next_tokens),
@@ -224,11 +226,11 @@ class _Reading:
         )
 
     def _check_space(self, of: Reader) -> None:
-        """Raises DataError where this model's tables could not be compared with the first one's; a base may have a chat
-        template of its own."""
+        """Raises DataError where this model's tables could not be compared with the first one's; a model may have a
+        chat template or a tokenizer of its own."""
         self.space = self.space or of.space
         first, last = next(iter(self.names)), next(reversed(self.names))
-        own = replace(of.space, template=self.space.template)
+        own = replace(of.space, template=self.space.template, tokenizer=self.space.tokenizer)
         check_same_space(self.space, own, f"The {first} model's tables", f"the {last} model's")
 
     def _store(self, of: Reader, one: EncodedSet, role: str) -> None:

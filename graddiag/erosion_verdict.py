@@ -77,7 +77,7 @@ def _behaviour(found: Erosion) -> Answer:
     moved = Moved(b.harmful.change, (b.interaction, *others.values()))
     beside = "".join(f", than of {_name(name)} {_shown(e)}" for name, e in others.items())
     numbers = (
-        f"log-probability of harmful answers {_interval(b.harmful.change)} nats/token, of {_name(b.benign.name)} "
+        f"log-probability of harmful answers {_shown(b.harmful.change)} nats/token, of {_name(b.benign.name)} "
         f"{_interval(b.benign.change)}; harmful more than of {_name(b.benign.name)} {_shown(b.interaction)}{beside}"
     )
     return _answer(f"Harmful answers ({_name(b.harmful.name)}) are more likely", moved, numbers)
