@@ -15,7 +15,7 @@ from graddiag.encoding import EncodedSet, encode
 from graddiag.erosion_generation import answer_prompts, check_kept, plan_generation
 from graddiag.erosion_interventions import RANDOM_SUBSPACES, check_interventions, remove_shared
 from graddiag.erosion_next_tokens import PROMPTS, NextTokens
-from graddiag.erosion_report import Eroded, report_erosion
+from graddiag.erosion_report import Eroded, forget_report, report_erosion
 from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
 from graddiag.erosion_setting import (
     ALIGNED,
@@ -129,6 +129,8 @@ def erode(
         check_interventions(intervene, random_subspaces, sets.parts, layers, n_layers)
     folder = Path(out) if out else default_folder(aligned, tuned)
     how = plan_generation(sets, generate, temperature=temperature, new_tokens=new_tokens, opening=refusing, seed=seed)
+    if overwrite:
+        forget_report(folder)
     if how is not None:
         check_kept(folder, how, overwrite=overwrite)
     length = max_length or models.max_length
@@ -137,19 +139,18 @@ def erode(
         NextTokens(sets, next_tokens),
     )  # fmt: skip
     models.visit(reading.read)
-    unread = weights_kept(models, folder, reading.digests, overwrite=overwrite, quiet=quiet) if weights else None
     expected = reading.next.tables(models.models[ALIGNED].tokenizer, list(models.models))
-    setting = reading.setting((refusing, complying), [unread] if unread else [])
-    setting = replace(
-        setting, k=k, n_null=n_null, weights=weights and not unread, seed=seed, command=command,
-        next_tokens=len(expected),
-    )  # fmt: skip
+    setting = reading.setting((refusing, complying))
+    setting = replace(setting, k=k, n_null=n_null, seed=seed, command=command, next_tokens=len(expected))
     if intervene:
         removed = remove_shared(
             ErosionRun(folder, setting), models, intervene, random_subspaces, reading.losses, batch_tokens=batch_tokens,
             overwrite=overwrite, quiet=quiet,
         )  # fmt: skip
         setting = replace(setting, removal=removed)
+    forget_report(folder)  # nothing is refused from here on: another run's report is not lost to a wrong option
+    unread = weights_kept(models, folder, reading.digests, overwrite=overwrite, quiet=quiet) if weights else None
+    setting = replace(setting, weights=weights and not unread, notes=(*setting.notes, *([unread] if unread else ())))
     with disk_named(folder):
         keep_tokens(folder, expected)
         save_setting(folder, setting)
@@ -211,7 +212,7 @@ class _Reading:
         answered = answer_prompts(turn, self.sets, rows, how, self.folder, weights=weights, quiet=self.quiet)
         self.asked.append(answered)
 
-    def setting(self, openings: tuple[str, str], notes: Sequence[str]) -> ErosionSetting:
+    def setting(self, openings: tuple[str, str]) -> ErosionSetting:
         """What must be kept of the models and sets that were read, so that the report needs neither."""
         return ErosionSetting(
             models={role: self.names[role] for role in MODELS if role in self.names},
@@ -219,7 +220,7 @@ class _Reading:
             controls=self.sets.controls,
             openings=openings if self.sets.opened else ("", ""),
             ending=self.ending,
-            notes=tuple(dict.fromkeys((*self.sets.notes, *self.notes, *notes))),
+            notes=tuple(dict.fromkeys((*self.sets.notes, *self.notes))),
             generation=self.generation,
         )
 
