@@ -67,6 +67,7 @@ def erode(
     device: str | None = None,
     limit: int | None = None,
     max_length: int | None = None,
+    cluster: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     skip_bad_rows: bool = False,
     max_nonfinite: float = MAX_NONFINITE,
@@ -90,7 +91,8 @@ def erode(
     should not be given, `benign` harmless ones, their control; `controls` are further harmless sets (None: `secure`
     where `harmful` is the built-in `insecure`, which has the same requests). The prompts of `safety` are the harmful
     requests of the refusal score, which compares the openings `refusing` and `complying`. `left` and `right` are the
-    sets whose shifts are compared. A set that is None is left out, and with it what needs it; without `base` there is
+    sets whose shifts are compared. `cluster` (COLUMN or "mod:N") says what rows of every set have in common, the unit
+    of resampling. A set that is None is left out, and with it what needs it; without `base` there is
     no alignment direction. `layers` are those whose states are read (all by default), `k` the components of a subspace
     (None: counted), `n_null` the draws of each null of their overlap. With `weights` the update of the weights is
     compared too, read from the models' files a tensor at a time; where that cannot be done a warning says why.
@@ -112,7 +114,7 @@ def erode(
         raise UsageError(f"{n_null} draws are no null. Give at least 1, or leave it out: {N_NULL}.")
     given = {"left": left, "right": right, "harmful": harmful, "benign": benign, "safety": safety}
     sets = read_erosion_sets(
-        given, controls, openings=(refusing, complying), k=k, limit=limit, skip_bad_rows=skip_bad_rows
+        given, controls, openings=(refusing, complying), k=k, limit=limit, cluster=cluster, skip_bad_rows=skip_bad_rows
     )
     models = model_set(
         base=base,

@@ -41,6 +41,12 @@ SETS = together(
         metavar="SET",
         help="Further harmless sets (repeatable); 'none' for none.  [default: secure where --harmful is insecure]",
     ),
+    option(
+        "--cluster",
+        default=None,
+        metavar="COLUMN|mod:N",
+        help="What rows of every set have in common: the unit of resampling, and of halves.",
+    ),
 )
 HOW = together(
     option("--layers", default=None, metavar="N,N,...", help="Layers whose states are read, from 0.  [default: all]"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,11 +67,7 @@ def answer_prompts(
     Raises Interrupted after a signal, when the answers that were made are kept.
     """
     wanted = _wanted(turn.role, sets, encoded, how, weights)
-    kept = read_answers(folder)
-    there = {a.key for a in kept if (w := wanted.get(a.key)) and w.blank.made == a.made}
-    stale = [a for a in kept if a.key in wanted and a.key not in there]
-    if stale:  # of other weights or another prompt: the model's tables were replaced too, else they were refused
-        _write(folder, [a for a in kept if a not in stale])
+    there = _kept(folder, wanted)
     todo = [w for key, w in wanted.items() if key not in there]
     progress = Progress(f"{turn.role}: answers", len(todo) * how.new_tokens, quiet=quiet)
     with deferred_stop() as stop, disk_named(folder):
@@ -84,12 +80,27 @@ def answer_prompts(
     return {part: tuple(w.blank.id for w in wanted.values() if w.blank.part == part) for part in how.ids}
 
 
+def _kept(folder: Path, wanted: Mapping[Key, _Wanted]) -> set[Key]:
+    """Which of the answers are there; those of other weights or another prompt go, since the model's tables were
+    replaced too, else they were refused. One whose row has another place or cluster now is the same answer."""
+    kept = read_answers(folder)
+    same = {a.key: wanted[a.key].answered(a) for a in kept if a.key in wanted and wanted[a.key].blank.made == a.made}
+    now = [same.get(a.key, a) for a in kept if a.key in same or a.key not in wanted]
+    if now != list(kept):
+        _write(folder, now)
+    return set(same)
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """A prompt as tokens, and the answer to it without what the model has to say."""
 
     row: Encoded
     blank: MadeAnswer
+
+    def answered(self, like: MadeAnswer) -> MadeAnswer:
+        """This answer with what was said in another."""
+        return replace(self.blank, text=like.text, tokens=like.tokens, ended=like.ended)
 
 
 def _wanted(
