@@ -16,6 +16,7 @@ from graddiag.erosion_generation import answer_prompts, check_kept, plan_generat
 from graddiag.erosion_interventions import RANDOM_SUBSPACES, check_interventions, remove_shared
 from graddiag.erosion_next_tokens import PROMPTS, NextTokens
 from graddiag.erosion_report import Eroded, forget_report, report_erosion
+from graddiag.erosion_safety import SafetyGradient, check_gradient
 from graddiag.erosion_sets import ErosionSets, Given, read_erosion_sets
 from graddiag.erosion_setting import (
     ALIGNED,
@@ -60,6 +61,8 @@ def erode(
     k: int | None = None,
     n_null: int = N_NULL,
     weights: bool = True,
+    safety_gradient: bool = False,
+    mean_memory: str | int | None = None,
     lend_template: bool = False,
     revisions: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
@@ -95,7 +98,9 @@ def erode(
     of resampling. A set that is None is left out, and with it what needs it; without `base` there is
     no alignment direction. `layers` are those whose states are read (all by default), `k` the components of a subspace
     (None: counted), `n_null` the draws of each null of their overlap. With `weights` the update of the weights is
-    compared too, read from the models' files a tensor at a time; where that cannot be done a warning says why.
+    compared too, read from the models' files a tensor at a time; where that cannot be done a warning says why. With
+    `safety_gradient`, the update is also held against the mean gradient of `safety` under the aligned model, whose
+    blocks take turns where their means need more than `mean_memory` (half of the free memory by default).
     `lend_template` gives the base the aligned model's tokenizer and chat template; `revisions` of hub ids are by role.
 
     With `generate`, every model answers the first so many prompts of `safety` and of `benign` (greedy, or drawn at the
@@ -116,6 +121,7 @@ def erode(
     sets = read_erosion_sets(
         given, controls, openings=(refusing, complying), k=k, limit=limit, cluster=cluster, skip_bad_rows=skip_bad_rows
     )
+    check_gradient(safety_gradient, tuple(sets.parts), weights=weights)
     models = model_set(
         base=base,
         aligned=aligned,
@@ -136,9 +142,13 @@ def erode(
     if how is not None:
         check_kept(folder, how, overwrite=overwrite)
     length = max_length or models.max_length
+    gradient = None
+    if safety_gradient:
+        name = sets.parts["safety"]
+        gradient = SafetyGradient(name, folder, batch_tokens, max_nonfinite, mean_memory, overwrite, quiet)
     reading = _Reading(
         sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite, quiet, how,
-        NextTokens(sets, next_tokens),
+        NextTokens(sets, next_tokens), gradient,
     )  # fmt: skip
     models.visit(reading.read)
     expected = reading.next.tables(models.models[ALIGNED].tokenizer, list(models.models))
@@ -151,8 +161,13 @@ def erode(
         )  # fmt: skip
         setting = replace(setting, removal=removed)
     forget_report(folder)  # nothing is refused from here on: another run's report is not lost to a wrong option
-    unread = weights_kept(models, folder, reading.digests, overwrite=overwrite, quiet=quiet) if weights else None
-    setting = replace(setting, weights=weights and not unread, notes=(*setting.notes, *([unread] if unread else ())))
+    unread = None
+    if weights:
+        known = gradient.kept() if gradient else None
+        unread = weights_kept(models, folder, reading.digests, safety=known, overwrite=overwrite, quiet=quiet)
+    notes = (*setting.notes, *(gradient.notes if gradient else ()), *([unread] if unread else ()))
+    setting = replace(setting, weights=weights and not unread, safety_gradient=safety_gradient and not unread)
+    setting = replace(setting, notes=notes)
     with disk_named(folder):
         keep_tokens(folder, expected)
         save_setting(folder, setting)
@@ -180,6 +195,7 @@ class _Reading:
     quiet: bool
     how: Generation | None
     next: NextTokens
+    gradient: SafetyGradient | None
     names: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -202,6 +218,8 @@ class _Reading:
         for of, one in (*rows, *openings):
             self._store(of, one, turn.role)
         self.next.read(turn, losses, [one for _, one in rows])
+        if self.gradient is not None:
+            self.gradient.read(turn, [one for _, one in rows])
         if self.how is not None:
             self._ask(turn, [one for _, one in rows], self.how, whole.provenance.weights)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graddiag.analyzers import (
+    AnswerChange,
     Behaviour,
     Direction,
     RefusalDirection,
@@ -31,15 +32,13 @@ from graddiag.erosion_setting import (
     TUNED,
     ErosionRun,
     ErosionSetting,
-    model_lines,
     opened_name,
 )
 from graddiag.erosion_shifts import Shifts, read_shifts
-from graddiag.errors import DataError
+from graddiag.erosion_update import kept_weights, safe_answers
 from graddiag.expected_tokens import AfterPrompt, expected_tokens
 from graddiag.rules import ALPHA
 from graddiag.statistics import Estimate, difference_of_means
-from graddiag.weight_file import WEIGHTS_FILE, KeptWeights, read_weights
 from graddiag.weight_table import WeightChange, WeightChanges
 
 Summary = dict[str, float | None]
@@ -91,7 +90,8 @@ class Refusals:
 @dataclass(frozen=True)
 class Erosion:
     """What was found; None where the models or sets that an analysis needs were not given. `beside` and
-    `direction_beside` are behaviour and direction against each further control."""
+    `direction_beside` are behaviour and direction against each further control; `safe_answers` are those that a safety
+    gradient was taken on."""
 
     setting: ErosionSetting
     behaviour: Behaviour | None
@@ -106,6 +106,7 @@ class Erosion:
     origins: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
     samples: Samples | None = None
+    safe_answers: AnswerChange | None = None
     removal: Removal | None = None
     next_tokens: tuple[AfterPrompt, ...] = ()
 
@@ -118,6 +119,8 @@ class Erosion:
                 out |= result.summary()
         for more in (self.samples, self.removal):
             out |= {} if more is None else more.summary()
+        if self.safe_answers is not None:
+            out |= self.safe_answers.keys("behaviour/safe_answers")
         for name, one in self.beside.items():
             out |= one.interaction.keys(f"behaviour/interaction/control:{name}")
             out |= one.benign.change.keys(f"behaviour/control:{name}")
@@ -152,7 +155,7 @@ def analyse(run: ErosionRun) -> Erosion:
 
     Raises DataError where tables are not whole, may not be compared, or have too few rows for what is asked.
     """
-    main, kept = _behaviour(run), _weights(run)
+    main, kept = _behaviour(run), kept_weights(run)
     return Erosion(
         setting=run.setting,
         behaviour=main,
@@ -176,6 +179,7 @@ def analyse(run: ErosionRun) -> Erosion:
             )
         ),
         samples=samples(run),
+        safe_answers=safe_answers(run),
         removal=removal(run),
         next_tokens=expected_tokens(run),
     )
@@ -259,20 +263,6 @@ def _subspace(run: ErosionRun) -> SubspaceOverlap | None:
         run.change("left"), run.change("right"), controls, position=FIRST, k=setting.k, names=sides,
         n_null=setting.n_null, seed=setting.seed,
     )  # fmt: skip
-
-
-def _weights(run: ErosionRun) -> KeptWeights | None:
-    if not run.setting.weights:
-        return None
-    kept = read_weights(run.folder / WEIGHTS_FILE)
-    held = model_lines({role: run.table(role, run.setting.sets[0]).provenance.weights for role in run.setting.models})
-    if kept.models != held:
-        others = ", ".join(dict.fromkeys(line.partition(" ")[0] for line in sorted(set(kept.models) ^ set(held))))
-        raise DataError(
-            f"{run.folder / WEIGHTS_FILE} is of other models than the saved tables ({others}). Give the erosion "
-            "command again."
-        )
-    return kept
 
 
 def _origins(run: ErosionRun) -> tuple[tuple[str, ...], ...]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graddiag.errors import DataError, UsageError
-from graddiag.weight_reading import Entry, Weights, in_layer, plain_name, weight_entries
+from graddiag.weight_reading import Entry, Weights, entries_of, in_layer, plain_name, weight_entries
 from graddiag.weight_table import Product, Spread, WeightChange, WeightChanges
 
 
@@ -22,7 +22,7 @@ def compare_weights(
     aligned: Weights,
     *,
     base: Weights | None = None,
-    safety: Mapping[str, Tensor] | None = None,
+    safety: Mapping[str, Tensor] | Mapping[str, Entry] | None = None,
     blocks: Sequence[str] | None = None,
 ) -> WeightChanges:
     """The update tuned minus aligned, block by block and as one vector; no data is needed.
@@ -47,7 +47,7 @@ def compare_weights(
     changes, squares = {}, 0.0
     for name in chosen:
         weights = {role: entries[name].read().to(torch.float64) for role, entries in models.items()}
-        gradient = None if gradients is None else gradients[name].to(weights["aligned"])
+        gradient = None if gradients is None else gradients[name].read().to(weights["aligned"])
         changes[name] = _change(weights, gradient)
         squares += _square(weights["aligned"])
     others = [n for n in models["aligned"] if n not in changes and n in models["tuned"]]
@@ -87,8 +87,10 @@ def _check_same(chosen: Sequence[str], aligned: Mapping[str, Entry], other: Mapp
             )
 
 
-def _gradients(safety: Mapping[str, Tensor], chosen: Sequence[str], aligned: Mapping[str, Entry]) -> dict[str, Tensor]:
-    named = {plain_name(n): g for n, g in safety.items()}
+def _gradients(
+    safety: Mapping[str, Tensor] | Mapping[str, Entry], chosen: Sequence[str], aligned: Mapping[str, Entry]
+) -> dict[str, Entry]:
+    named = {plain_name(n): g for n, g in entries_of(safety).items()}
     for name in chosen:
         if name not in named:
             raise DataError(

@@ -49,6 +49,11 @@ def weight_entries(source: Weights, role: str) -> dict[str, Entry]:
             f"The weights of the {role} model hold an adapter that is not merged ({unmerged[0]!r}). Give the loaded "
             "model instead of its state dict, or merge the adapter."
         )
+    return entries_of(source)
+
+
+def entries_of(source: Mapping[str, Tensor] | Mapping[str, Entry]) -> dict[str, Entry]:
+    """The tensors of a mapping under its own names, asked for one at a time."""
     return {k: Entry(tuple(v.shape), partial(_asked, source, k)) for k, v in source.items()}
 
 
