@@ -30,8 +30,9 @@ def compare_weights(
     Each model is a loaded one (a PEFT adapter counts as merged) or a mapping from names to tensors, such as a state
     dict; one block at a time is held in double precision. `base` adds how the update lies to aligned minus base,
     `safety` (a mean gradient per block, of the aligned model) its cosine with minus that. `blocks` are patterns as
-    everywhere; by default the matrices inside numbered layers. The sides of a matrix are those of storage, `[d_out,
-    d_in]`; GPT-2's layers store the other way round, and `safe_lora` then compares row spaces.
+    everywhere; by default the matrices inside numbered layers, a stack of experts as one block. The sides of a matrix
+    are those of storage, `[d_out, d_in]`; GPT-2's layers store the other way round, and `safe_lora` then compares row
+    spaces.
 
     Raises UsageError for a pattern that matches nothing, DataError where a block is missing in another model, has
     another shape there, or has no safety gradient.
@@ -106,6 +107,13 @@ def _gradients(
 
 
 def _change(weights: Mapping[str, Tensor], gradient: Tensor | None) -> WeightChange:
+    """Of one block; experts in a stack are a matrix each, and then taken as one vector."""
+    if weights["aligned"].ndim == 3:
+        each = [
+            _change({role: w[k] for role, w in weights.items()}, None if gradient is None else gradient[k])
+            for k in range(len(weights["aligned"]))
+        ]
+        return _overall(each, _square(weights["aligned"]))
     update = weights["tuned"] - weights["aligned"]
     values = _singular_squares(update) if update.ndim == 2 else np.zeros(0)
     total, aligned = _square(update), _square(weights["aligned"])

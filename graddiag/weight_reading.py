@@ -58,8 +58,9 @@ def entries_of(source: Mapping[str, Tensor] | Mapping[str, Entry]) -> dict[str, 
 
 
 def in_layer(name: str, shape: Sequence[int]) -> bool:
-    """Whether a parameter is a matrix inside a numbered layer."""
-    return len(shape) == 2 and any(part.isdecimal() for part in name.split("."))
+    """Whether a parameter is a matrix inside a numbered layer, or a stack of such matrices, one for each expert."""
+    parts = name.split(".")
+    return (len(shape) == 2 or (len(shape) == 3 and "experts" in parts)) and any(p.isdecimal() for p in parts)
 
 
 def plain_name(name: str) -> str:
