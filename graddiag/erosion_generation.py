@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graddiag.encoding import Encoded, EncodedSet
@@ -41,8 +41,10 @@ def plan_generation(
     return Generation(ids, opening, float(temperature), new_tokens, seed)
 
 
-def check_kept(folder: Path, how: Generation, *, overwrite: bool) -> None:
+def check_kept(folder: Path, how: Generation | None, *, overwrite: bool) -> None:
     """Raises DataError where the folder has answers that were made otherwise; with `overwrite` they are removed."""
+    if how is None:
+        return
     kept = read_answers(folder)
     same = [a for a in kept if how.made_so(a.made.temperature, a.made.most, a.made.seed)]
     if len(same) == len(kept):
@@ -55,6 +57,30 @@ def check_kept(folder: Path, how: Generation, *, overwrite: bool) -> None:
             "with --overwrite."
         )
     _write(folder, same)
+
+
+@dataclass
+class Asking:
+    """Every model answers prompts in its turn; `asked` are the ids of the rows that each could be asked, by part."""
+
+    sets: ErosionSets
+    how: Generation
+    folder: Path
+    quiet: bool
+    asked: list[dict[str, tuple[str, ...]]] = field(default_factory=list)
+
+    def read(self, turn: Turn, encoded: Sequence[EncodedSet], *, weights: str) -> None:
+        """The answers of one model, whose weights have this digest, kept. Raises as `answer_prompts`."""
+        answered = answer_prompts(turn, self.sets, encoded, self.how, self.folder, weights=weights, quiet=self.quiet)
+        self.asked.append(answered)
+
+    @property
+    def generation(self) -> Generation:
+        """What was generated: the rows that all models could be asked."""
+        ids = {
+            part: tuple(i for i in some if all(i in a[part] for a in self.asked)) for part, some in self.how.ids.items()
+        }
+        return replace(self.how, ids=ids)
 
 
 def answer_prompts(

@@ -9,6 +9,7 @@ import pytest
 from three_tiny import SETS, changed, noise, run
 
 from graddiag import erosion as path
+from graddiag import erosion_reading
 from graddiag.errors import DataError
 from graddiag.reporting import report
 
@@ -39,14 +40,14 @@ def stop_at(monkeypatch, place):
     if place in LAST:
         monkeypatch.setattr(path, place, lambda *_, **__: (_ for _ in ()).throw(Stop))
         return
-    store = path.store_states
+    store = erosion_reading.store_states
 
     def until(of, one, folder, **how):
         if folder.name == place:
             raise Stop
         return store(of, one, folder, **how)
 
-    monkeypatch.setattr(path, "store_states", until)
+    monkeypatch.setattr(erosion_reading, "store_states", until)
 
 
 @pytest.mark.parametrize("place", ["aligned-benign", "tuned-safety", "tuned-benign-refusing", *LAST])
