@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from graddiag.analyzers import N_NULL
+from graddiag.answer_tokens import check_same_answers
 from graddiag.erosion_generation import Asking, check_kept, plan_generation
 from graddiag.erosion_interventions import RANDOM_SUBSPACES, check_interventions, remove_shared
 from graddiag.erosion_next_tokens import PROMPTS, NextTokens
@@ -108,13 +109,15 @@ def erode(
     )  # fmt: skip
     check_interventions(intervene, random_subspaces, sets.parts, layers, models.models[TUNED].n_layers)
     how = plan_generation(sets, generate, temperature=temperature, new_tokens=new_tokens, opening=refusing, seed=seed)
+    length = max_length or models.max_length
+    check_same_answers(models, (*sets.own, *sets.opened), max_length=length, skip_bad_rows=skip_bad_rows)
     folder = Path(out) if out else default_folder(aligned, tuned)
     _make_room(folder, how, overwrite=overwrite)
     gradient = SafetyGradient(
         sets.parts["safety"], folder, batch_tokens, max_nonfinite, mean_memory, overwrite, quiet
     ) if safety_gradient else None  # fmt: skip
     reading = Reading(
-        sets, folder, layers, max_length or models.max_length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite,
+        sets, folder, layers, length, batch_tokens, max_nonfinite, skip_bad_rows, overwrite,
         quiet, Asking(sets, how, folder, quiet) if how else None, NextTokens(sets, next_tokens), gradient,
     )  # fmt: skip
     models.visit(reading.read)
@@ -123,8 +126,7 @@ def erode(
         ErosionRun(folder, setting), models, intervene, random_subspaces, reading.losses, batch_tokens=batch_tokens,
         overwrite=overwrite, quiet=quiet,
     )  # fmt: skip
-    _finish(reading, replace(setting, removal=removal), models, weights=weights)
-    return report_erosion(folder, figures=figures)
+    return _finished(reading, replace(setting, removal=removal), models, weights=weights, figures=figures)
 
 
 def _make_room(folder: Path, how: Generation | None, *, overwrite: bool) -> None:
@@ -134,8 +136,8 @@ def _make_room(folder: Path, how: Generation | None, *, overwrite: bool) -> None
     check_kept(folder, how, overwrite=overwrite)
 
 
-def _finish(reading: Reading, setting: ErosionSetting, models: ModelSet, *, weights: bool) -> None:
-    """Compares the weights, and writes what the report needs beside the tables.
+def _finished(reading: Reading, setting: ErosionSetting, models: ModelSet, *, weights: bool, figures: bool) -> Eroded:
+    """Compares the weights, writes what the report needs beside the tables, and the report.
 
     Nothing is refused from here on, so that the report of another run is not lost to a wrong option before.
     """
@@ -157,6 +159,7 @@ def _finish(reading: Reading, setting: ErosionSetting, models: ModelSet, *, weig
     with disk_named(folder):
         keep_tokens(folder, expected)
         save_setting(folder, setting)
+    return report_erosion(folder, figures=figures)
 
 
 def check_draws(n: int) -> None:

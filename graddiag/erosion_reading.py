@@ -84,11 +84,11 @@ class Reading:
         )
 
     def _check_space(self, of: Reader) -> None:
-        """Raises DataError where this model's tables could not be compared with the first one's; a base may have a chat
-        template of its own."""
+        """Raises DataError where this model's tables could not be compared with the first one's; a model may have a
+        chat template or a tokenizer of its own."""
         self.space = self.space or of.space
         first, last = next(iter(self.names)), next(reversed(self.names))
-        own = replace(of.space, template=self.space.template)
+        own = replace(of.space, template=self.space.template, tokenizer=self.space.tokenizer)
         check_same_space(self.space, own, f"The {first} model's tables", f"the {last} model's")
 
     def _store(self, of: Reader, one: EncodedSet, role: str) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from graddiag.erosion_analyses import analyse
 from graddiag.erosion_exhibits import FIGURES, erosion_pictures, erosion_tables
-from graddiag.erosion_findings import Erosion, analyse
+from graddiag.erosion_findings import Erosion
 from graddiag.erosion_setting import ALIGNED, EROSION_FILE, TUNED, ErosionRun, read_setting
 from graddiag.erosion_verdict import answers, erosion_verdict
 from graddiag.files import strict

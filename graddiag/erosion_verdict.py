@@ -15,7 +15,6 @@ from graddiag.erosion_rules import (
     Moved,
     Shared,
     Way,
-    WayRule,
     judge_move,
     judge_overlap,
     judge_way,
@@ -25,7 +24,7 @@ from graddiag.erosion_rules import (
 )
 from graddiag.erosion_setting import ALIGNED, BASE, TUNED
 from graddiag.removal_rules import Removed, judge_removal
-from graddiag.rules import FEW_CLUSTERS
+from graddiag.rules import FEW_CLUSTERS, Rule
 from graddiag.statistics import LEVEL, Estimate, mean
 from graddiag.text import chance, interval, number, visible
 from graddiag.weight_table import Product, WeightChanges
@@ -83,7 +82,7 @@ def _behaviour(found: Erosion) -> Answer:
     moved = Moved(b.harmful.change, (b.interaction, *others.values()))
     beside = "".join(f", than of {_name(name)} {_shown(e)}" for name, e in others.items())
     numbers = (
-        f"log-probability of harmful answers {_interval(b.harmful.change)} nats/token, of {_name(b.benign.name)} "
+        f"log-probability of harmful answers {_shown(b.harmful.change)} nats/token, of {_name(b.benign.name)} "
         f"{_interval(b.benign.change)}; harmful more than of {_name(b.benign.name)} {_shown(b.interaction)}{beside}"
     )
     return _answer(f"Harmful answers ({_name(b.harmful.name)}) are more likely", moved, numbers)
@@ -218,7 +217,7 @@ def _on_safe_answers(found: WeightChanges, answers: AnswerChange) -> Answer:
 
 
 def _way(
-    whole: Product | None, blocks: Sequence[Product | None], rules: Sequence[WayRule], said: tuple[str, str, str]
+    whole: Product | None, blocks: Sequence[Product | None], rules: Sequence[Rule[Way]], said: tuple[str, str, str]
 ) -> tuple[str, str]:
     """The word of all blocks as one vector and the numbers, with how many blocks have each of the last two words."""
     whole, parts = whole or Product(), [p for p in blocks if p is not None]

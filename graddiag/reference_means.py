@@ -14,8 +14,9 @@ from jaxtyping import Float
 from graddiag.answers import by_answer
 from graddiag.encoding import EncodedSet
 from graddiag.errors import ResourceError
-from graddiag.extraction import Job, check_finite
+from graddiag.extraction import check_finite
 from graddiag.extractor import Extractor
+from graddiag.jobs import Job
 from graddiag.mean_gradient import KnownMean
 from graddiag.measurement import Place, measure
 from graddiag.projection import Toward
