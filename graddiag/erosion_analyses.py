@@ -27,14 +27,12 @@ from graddiag.erosion_setting import (
     PROMPT,
     TUNED,
     ErosionRun,
-    model_lines,
     opened_name,
 )
 from graddiag.erosion_shifts import read_shifts
-from graddiag.errors import DataError
+from graddiag.erosion_update import kept_weights, safe_answers
 from graddiag.expected_tokens import expected_tokens
 from graddiag.rules import ALPHA
-from graddiag.weight_file import WEIGHTS_FILE, KeptWeights, read_weights
 
 
 def analyse(run: ErosionRun) -> Erosion:
@@ -42,7 +40,7 @@ def analyse(run: ErosionRun) -> Erosion:
 
     Raises DataError where tables are not whole, may not be compared, or have too few rows for what is asked.
     """
-    setting, main, kept = run.setting, _behaviour(run), _weights(run)
+    setting, main, kept = run.setting, _behaviour(run), kept_weights(run)
     noted = kept.notes if kept else ()
     return Erosion(
         setting=setting,
@@ -58,6 +56,7 @@ def analyse(run: ErosionRun) -> Erosion:
         origins=_origins(run),
         warnings=tuple(dict.fromkeys((*setting.notes, *noted, *_warnings(run), *removal_notes(setting.removal)))),
         samples=samples(run),
+        safe_answers=safe_answers(run),
         removal=removal(run),
         next_tokens=expected_tokens(run),
     )
@@ -132,20 +131,6 @@ def _subspace(run: ErosionRun) -> SubspaceOverlap | None:
         run.change("left"), run.change("right"), controls, position=FIRST, k=setting.k, names=sides,
         n_null=setting.n_null, seed=setting.seed,
     )  # fmt: skip
-
-
-def _weights(run: ErosionRun) -> KeptWeights | None:
-    if not run.setting.weights:
-        return None
-    kept = read_weights(run.folder / WEIGHTS_FILE)
-    held = model_lines({role: run.table(role, run.setting.sets[0]).provenance.weights for role in run.setting.models})
-    if kept.models != held:
-        others = ", ".join(dict.fromkeys(line.partition(" ")[0] for line in sorted(set(kept.models) ^ set(held))))
-        raise DataError(
-            f"{run.folder / WEIGHTS_FILE} is of other models than the saved tables ({others}). Give the erosion "
-            "command again."
-        )
-    return kept
 
 
 def _origins(run: ErosionRun) -> tuple[tuple[str, ...], ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graddiag.analyzers import Behaviour, Direction, RefusalDirection, RefusalScore, SubspaceOverlap
+from graddiag.analyzers import AnswerChange, Behaviour, Direction, RefusalDirection, RefusalScore, SubspaceOverlap
 from graddiag.erosion_removal import Removal
 from graddiag.erosion_samples import Samples
 from graddiag.erosion_setting import ErosionSetting
@@ -64,7 +64,8 @@ class Refusals:
 @dataclass(frozen=True)
 class Erosion:
     """What was found; None where the models or sets that an analysis needs were not given. `beside` and
-    `direction_beside` are behaviour and direction against each further control."""
+    `direction_beside` are behaviour and direction against each further control; `safe_answers` are those that a safety
+    gradient was taken on."""
 
     setting: ErosionSetting
     behaviour: Behaviour | None
@@ -79,6 +80,7 @@ class Erosion:
     origins: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
     samples: Samples | None = None
+    safe_answers: AnswerChange | None = None
     removal: Removal | None = None
     next_tokens: tuple[AfterPrompt, ...] = ()
 
@@ -91,6 +93,8 @@ class Erosion:
                 out |= result.summary()
         for more in (self.samples, self.removal):
             out |= {} if more is None else more.summary()
+        if self.safe_answers is not None:
+            out |= self.safe_answers.keys("behaviour/safe_answers")
         for name, one in self.beside.items():
             out |= one.interaction.keys(f"behaviour/interaction/control:{name}")
             out |= one.benign.change.keys(f"behaviour/control:{name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from graddiag.rules import ALPHA, Rule, first_that_holds
@@ -160,11 +160,39 @@ WAY_RULES: tuple[Rule[Way], ...] = (
         lambda w: True,
     ),
 )
+SAFETY_RULES: tuple[Rule[Way], ...] = (
+    Rule(
+        "not measurable",
+        "the cosine of the update with minus the mean safety gradient is undefined: no update, or no gradient",
+        "nothing is claimed",
+        lambda w: not w.chance_sd > 0 or math.isnan(w.cosine),
+    ),
+    Rule(
+        "no more than chance",
+        f"the cosine is within {NORMAL} standard deviations of 0, those of updates in random directions",
+        "to first order the update changes the loss on safe answers no more than one in a random direction",
+        lambda w: abs(w.cosine) <= NORMAL * w.chance_sd,
+    ),
+    Rule(
+        "raised, no control",
+        "the cosine is below that",
+        "to first order the update raises the loss on safe answers: how much, and what it is in fact, is said beside "
+        f"it; {_ANY_TUNING}",
+        lambda w: w.cosine < 0,
+    ),
+    Rule(
+        "lowered, no control",
+        "the cosine is above that",
+        "to first order the update lowers the loss on safe answers: how much, and what it is in fact, is said beside "
+        f"it; {_ANY_TUNING}",
+        lambda w: True,
+    ),
+)
 
 
-def judge_way(way: Way) -> Rule[Way]:
+def judge_way(way: Way, rules: Sequence[Rule[Way]] = WAY_RULES) -> Rule[Way]:
     """The first rule that holds; the last one always does."""
-    return first_that_holds(WAY_RULES, way)
+    return first_that_holds(rules, way)
 
 
 def judge_move(moved: Moved) -> Rule[Moved]:

@@ -51,7 +51,7 @@ def measure_references(
     Raises ResourceError where they do not fit into memory, DataError where rows are not finite or the folder holds
     something else.
     """
-    only_means = _with(extractor, Toward(), "")
+    only_means = without_rows(extractor)
     parts = {role: halves(one) for role, one in sets.items()}
     _check_memory(extractor, sum(len(p) for p in parts.values()))
     found: list[KnownMean] = []
@@ -87,6 +87,11 @@ def halves(one: EncodedSet) -> tuple[EncodedSet, ...]:
     for rows in members.values():
         min(sides, key=len).extend(rows)
     return tuple(replace(one, rows=tuple(one.rows[i] for i in sorted(side))) for side in sides)
+
+
+def without_rows(extractor: Extractor) -> Extractor:
+    """The extractor whose rows hold no numbers: it is used for their mean."""
+    return _with(extractor, Toward(), "")
 
 
 def _with(extractor: Extractor, projector: Toward, probe: str) -> Extractor:

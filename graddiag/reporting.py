@@ -28,7 +28,7 @@ from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
 from graddiag.erosion_report import Eroded, report_erosion
-from graddiag.erosion_setting import is_erosion_run
+from graddiag.erosion_setting import EROSION_FILE, is_erosion_run
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
 from graddiag.findings import Edited, Findings
@@ -87,7 +87,8 @@ def report(run: str | Path, *, figures: bool = True) -> Result | TrainingResult 
         return report_erosion(folder, figures=figures)
     if not (folder / RUN_FILE).is_file():
         raise DataError(
-            f"{folder} is not a finished run ({RUN_FILE} is missing). Give the compare command again to finish it."
+            f"{folder} is not a finished run (neither {RUN_FILE} nor {EROSION_FILE} is there). Give the command again "
+            "to finish it."
         )
     content = read_json(folder / RUN_FILE)
     roles, kept = content["tables"], content["analysis"]

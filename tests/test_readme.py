@@ -15,7 +15,7 @@ from trainers import trainer
 
 import graddiag
 from graddiag.alarms import RULES as ALARM_RULES
-from graddiag.erosion_rules import MOVED_RULES, SHARED_RULES, WAY_RULES
+from graddiag.erosion_rules import MOVED_RULES, SAFETY_RULES, SHARED_RULES, WAY_RULES
 from graddiag.removal_rules import REMOVED_RULES
 from graddiag.rules import RULES
 from graddiag.training_log import read_log
@@ -38,7 +38,7 @@ def test_the_table_of_words_is_that_of_the_code(readme):
 def test_the_tables_of_words_for_models_are_those_of_the_code(readme):
     section = readme.split("### What did fine-tuning do to a model?")[1].split("\n### ")[0]
     _, *tables = re.findall(r"(?:^\| .+ \|\n)+", section, re.M)
-    for table, rules in zip(tables, (MOVED_RULES, SHARED_RULES, REMOVED_RULES, WAY_RULES), strict=True):
+    for table, rules in zip(tables, (MOVED_RULES, SHARED_RULES, REMOVED_RULES, WAY_RULES, SAFETY_RULES), strict=True):
         rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", table, re.M)
         assert rows[2:] == [(r.word, r.when, r.means) for r in rules]
 
