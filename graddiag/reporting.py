@@ -32,8 +32,9 @@ from graddiag.erosion_setting import EROSION_FILE, is_erosion_run
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
 from graddiag.findings import Edited, Findings
+from graddiag.folder import Folder
 from graddiag.grams import Grams
-from graddiag.publishing import Report, write_report
+from graddiag.publishing import Report, forget_report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
 from graddiag.token_texts import read_texts
@@ -232,6 +233,13 @@ def engine_notes(folder: Path) -> tuple[str, ...]:
         return ()
     kept = read_json(path)["analysis"]
     return tuple(kept["engine"]) if isinstance(kept, dict) and "engine" in kept else ()
+
+
+def forget_run(folder: Path) -> None:
+    """Makes the folder that of an unfinished run, before anything changes that its report speaks of. Raises UsageError
+    where the folder cannot be written."""
+    Folder(folder).remove([RUN_FILE])
+    forget_report(folder)
 
 
 def save_run(
