@@ -3,9 +3,13 @@
 usage: python experiments/overhead.py [--model NAME] [--rows N] [--length N] [--safety N] [--rounds N]
 
 A step is forward and backward pass and AdamW on N rows of the built-in set `insecure`, cut to `length` tokens; safety
-are the first rows of the built-in set. All tiers are timed in turn in one process, round after round, and divided by
-the unmonitored step of the same round; the first round only warms up. Run it alone.
-Writes figures/overhead.json, .svg and .png.
+are the first rows of the built-in set. All tiers are timed in turn in one process, round after round, in an order that
+turns by one each round, and divided by the unmonitored step of the same round; the first round only warms up.
+
+Of each tier two shares: of the whole, and of the step alone, from the loop's own forward pass to the update's end, as
+if the safety gradient had been there (its pass, and the stand-in of low rank that is made of it, are timed by
+themselves). The aims, 1.05 for what examples have to do with safety and 1.12 for kept rows, are of the step alone.
+Run it alone. Writes figures/overhead.json, .svg and .png.
 """
 
 from __future__ import annotations
@@ -33,16 +37,32 @@ from graddiag.encoding import encode
 from graddiag.extraction import BATCH_TOKENS
 from graddiag.monitor._batch_gradient import BatchGradient
 from graddiag.monitor._guard import Guard
+from graddiag.monitor._monitor import RANK
 from graddiag.monitor._safety import measure_safety
 from graddiag.monitor._standin import StandIn
 from graddiag.projection import Toward
 from graddiag.readings import bare_extractor
 
 PLAIN = "not monitored"
+BATCH = "the batch's gradient"
+AIMS = {"each example, low rank": 1.05, "rows kept as well (logra 256)": 1.12}
 EVERY = (10, 50)  # steps between probes, of which the average is given
 RATE = 1e-6  # so small that all rounds train the same model
 FREE = Limits(overhead=1e9)  # the cost guard would make probes rarer
-Step = Callable[[], None]
+Step = Callable[[], "Taken"]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of a step: before the loop's own forward pass, and from there on."""
+
+    before: float
+    step: float
+
+    @property
+    def whole(self) -> float:
+        """Both."""
+        return self.before + self.step
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,15 @@ def prepare(name: str, rows: int, length: int, safety: int) -> Work:
     return Work(model, tokenizer, optimizer, batch, safe, length)
 
 
+def clocked(before: Callable[[], object], step: Callable[[], object]) -> Taken:
+    """Does both and says how long each took."""
+    start = time.perf_counter()
+    before()
+    middle = time.perf_counter()
+    step()
+    return Taken(middle - start, time.perf_counter() - middle)
+
+
 def plain(work: Work) -> Step:
     """A step that nobody watches."""
 
@@ -87,7 +116,7 @@ def plain(work: Work) -> Step:
         work.passes()
         work.update()
 
-    return step
+    return lambda: clocked(lambda: None, step)
 
 
 def of_batch(work: Work) -> Step:
@@ -95,32 +124,46 @@ def of_batch(work: Work) -> Step:
     blocks = select_blocks(work.model, None)
     extractor = bare_extractor(work.model, blocks, Toward())
     rows = encode(read_set(list(work.safety)), work.tokenizer, max_length=work.length).rows
+    whole: dict[str, StandIn] = {}
+
+    def before() -> None:
+        safety = measure_safety(extractor, rows, batch_tokens=BATCH_TOKENS)
+        whole.update({n: StandIn.of(m, None) for n, m in safety.means.items()})
 
     def step() -> None:
-        safety = measure_safety(extractor, rows, batch_tokens=BATCH_TOKENS)
-        whole = {n: StandIn.of(m, None) for n, m in safety.means.items()}
         gradient = BatchGradient(blocks, whole, lambda: 1.0)
         with gradient.running(Guard()):
             work.passes()
         gradient.against()
         work.update()
 
-    return step
+    return lambda: clocked(before, step)
 
 
-def monitored(work: Work, **settings: object) -> Step:
-    """A step of which every one is probed, the update included."""
-    made: list[graddiag.Monitor] = []
+def stand_in(work: Work) -> Step:
+    """The safety pass; and instead of a step, the stand-in of low rank that is made of its gradient."""
+    extractor = bare_extractor(work.model, select_blocks(work.model, None), Toward())
+    rows = encode(read_set(list(work.safety)), work.tokenizer, max_length=work.length).rows
+    means: dict[str, Tensor] = {}
+    return lambda: clocked(
+        lambda: means.update(measure_safety(extractor, rows, batch_tokens=BATCH_TOKENS).means),
+        lambda: [StandIn.of(m, RANK) for m in means.values()],
+    )
 
-    def step() -> None:
-        if not made:
-            made.append(
+
+def monitored(work: Work, *, update: bool = False, **settings: object) -> Step:
+    """A step of which every one is probed, the update too if wanted."""
+    monitor: list[graddiag.Monitor] = []
+
+    def before() -> None:
+        if not monitor:
+            monitor.append(
                 graddiag.Monitor(
                     work.model,
                     work.tokenizer,
                     safety=list(work.safety),
                     every=1,
-                    optimizer=work.optimizer,
+                    optimizer=work.optimizer if update else None,
                     max_length=work.length,
                     limits=FREE,
                     action="log",
@@ -128,70 +171,110 @@ def monitored(work: Work, **settings: object) -> Step:
                     **settings,
                 )
             )
-        with made[0].step(work.batch):
-            work.passes()
+        monitor[0].begin(work.batch)
+
+    def step() -> None:
+        work.passes()
+        monitor[0].end()
         work.update()
 
-    return step
+    return lambda: clocked(before, step)
 
 
 def tiers(work: Work, folder: str) -> dict[str, Step]:
     """Everything that is timed, from less to more."""
     return {
         PLAIN: plain(work),
-        "safety and the batch's gradient": of_batch(work),
-        "each example, low rank, and the update": monitored(work),
-        "each example, exactly, and the update": monitored(work, exact=True),
+        "stand-in of low rank, made": stand_in(work),
+        BATCH: of_batch(work),
+        "each example, low rank": monitored(work),
+        "each example, exactly": monitored(work, exact=True),
+        "each example, low rank, and the update": monitored(work, update=True),
         "rows kept as well (logra 256)": monitored(work, projection="logra", folder=folder),
     }
 
 
-def timed(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, in turn, round after round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+def timed(steps: dict[str, Step], rounds: int) -> dict[str, list[Taken]]:
+    """What each takes, in turn, round after round."""
+    seconds: dict[str, list[Taken]] = {name: [] for name in steps}
+    names = list(steps)
     for k in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
+        for name in names[k % len(names) :] + names[: k % len(names)]:
+            found = steps[name]()
             if k:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(found)
     return seconds
 
 
-def shares(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Median and range of each one's share of the plain step of the same round, and what that is on average."""
-    out = {}
+def spread(found: list[float]) -> dict[str, float]:
+    """Median, quartiles and range."""
+    ordered = sorted(found)
+    n = len(ordered)
+    return {
+        "median": ordered[n // 2],
+        "lower": ordered[n // 4],
+        "upper": ordered[-1 - n // 4],
+        "low": ordered[0],
+        "high": ordered[-1],
+    }
+
+
+def shares(seconds: dict[str, list[Taken]]) -> dict[str, dict[str, object]]:
+    """Each one's share of the plain step of the same round: of the whole, and of the step alone; the latter beside the
+    step that reads the batch's gradient alone, too."""
+    out: dict[str, dict[str, object]] = {}
     for name, mine in seconds.items():
-        found = sorted(a / b for a, b in zip(mine, seconds[PLAIN], strict=True))
-        middle = found[len(found) // 2]
-        out[name] = {"median": middle, "low": found[0], "high": found[-1], "seconds": sorted(mine)[len(mine) // 2]}
-        out[name] |= {f"average_every_{k}": 1 + (middle - 1) / k for k in EVERY}
+        beside = zip(mine, seconds[PLAIN], seconds[BATCH], strict=True)
+        ratios = [(m.whole / p.step, m.step / p.step, m.step / b.step) for m, p, b in beside]
+        whole, alone, of_batch = (spread(list(column)) for column in zip(*ratios, strict=True))
+        averages = {f"average_every_{k}": 1 + (whole["median"] - 1) / k for k in EVERY}
+        out[name] = {
+            **whole,
+            **averages,
+            "seconds": spread([m.whole for m in mine])["median"],
+            "step_alone": alone,
+            "beside_the_batch": of_batch,
+            "aim": AIMS.get(name),
+        }
     return out
 
 
-def draw(found: dict[str, dict[str, float]], target: Path) -> None:
-    """Each tier's share of the plain step, its range over the rounds, and the average over steps."""
+def draw(found: dict[str, dict[str, object]], target: Path) -> None:
+    """Each tier's step alone and whole step, as shares of the plain step, with their ranges over the rounds."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [n for n in found if n != PLAIN]
-    figure, axes = plt.subplots(figsize=(9, 0.6 * len(names) + 1.4), layout="constrained")
+    names = [n for n in found if n in AIMS or n == BATCH or n.startswith("each example")]
+    figure, axes = plt.subplots(figsize=(9, 0.8 * len(names) + 1.6), layout="constrained")
     for k, name in enumerate(reversed(names)):
         r = found[name]
-        axes.barh(k, r["median"], color="#0072B2", height=0.6)
-        axes.plot([r["low"], r["high"]], [k, k], color="black", linewidth=1.5)
-        average = ", ".join(f"{r[f'average_every_{e}']:.3f} every {e}" for e in EVERY)
-        axes.text(r["high"], k, f"  {average}", va="center", fontsize=8)
+        for shift, part, colour in ((0.2, r["step_alone"], "#0072B2"), (-0.2, r, "#E69F00")):
+            axes.barh(k + shift, part["median"], color=colour, height=0.36)
+            axes.plot([part["low"], part["high"]], [k + shift] * 2, color="black", linewidth=1.2)
+        if r["aim"]:
+            axes.plot([r["aim"]] * 2, [k, k + 0.42], color="#D55E00", linewidth=2)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, 1.5 * max(r["high"] for r in found.values()))
     axes.set_yticks(range(len(names)), list(reversed(names)))
     axes.set_xlabel(
-        "share of a step that is not monitored: median, range over rounds; beside it the average of all steps"
+        "share of a step that is not monitored, median and range: blue the step alone, red its aim,\n"
+        "yellow with the pass over the safety set"
     )
     for form in ("svg", "png"):
         figure.savefig(target.with_suffix(f".{form}"), dpi=150)
+
+
+def line(name: str, r: dict[str, object]) -> str:
+    """One tier in words."""
+    alone, beside = r["step_alone"], r["beside_the_batch"]
+    aim = f" (aim {r['aim']:.2f})" if r["aim"] else ""
+    averages = "  ".join(f"{r[f'average_every_{e}']:.3f} every {e}" for e in EVERY)
+    return (
+        f"{name:40s} step alone {alone['median']:.3f} [{alone['low']:.3f}, {alone['high']:.3f}]{aim}, "
+        f"beside the batch's {beside['median']:.3f} [{beside['lower']:.3f}, {beside['upper']:.3f}]; "
+        f"whole {r['median']:.2f} [{r['low']:.2f}, {r['high']:.2f}] {r['seconds']:.2f} s  {averages}"
+    )
 
 
 def main() -> None:
@@ -218,8 +301,7 @@ def main() -> None:
     draw(found, target)
     print(json.dumps(facts))
     for name, r in found.items():
-        averages = "  ".join(f"{r[f'average_every_{e}']:.3f} every {e}" for e in EVERY)
-        print(f"{name:42s} {r['median']:.2f} [{r['low']:.2f}, {r['high']:.2f}] {r['seconds']:6.2f} s  {averages}")
+        print(line(name, r))
 
 
 if __name__ == "__main__":

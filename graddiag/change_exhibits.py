@@ -18,7 +18,7 @@ _SHIFT = ("set", "layer", "rows", "clusters", "size", "mean_share", "mean_share_
 _SPECTRUM = ("first_share", "first_edge", "effective_rank", "mean_norm", "mean_norm_low", "mean_norm_high")
 _WEIGHT = ("block", "layer", "relative", "stable_rank", "directions_for_half", "along_alignment", "alignment")
 _MORE = ("alignment_chance_sd", "safe_lora", "safe_lora_chance", "safe_lora_chance_sd", "norm", "first_share")
-_SAFETY = ("safety", "safety_chance_sd")  # as with alignment, 0 on average by chance
+_SAFETY = ("safety", "safety_chance_sd", "safety_change")  # as with alignment, 0 on average by chance
 
 
 def shifts_picture(result: Shifts) -> Picture:
@@ -50,12 +50,22 @@ def weights_picture(result: WeightChanges) -> Picture:
         "half of them); and its cosine with aligned minus base, below 0 back towards the base. Chance is an update "
         "with the same singular values in random directions, which real updates are not: those of two fine-tunes on "
         "anything can lie alike, so the control is another fine-tune of the same model. Column spaces (safe_lora) are "
-        "similar by chance already: compare with that. The cosine with minus the safety gradient is left out: it needs "
-        "a gradient, which this command does not measure and graddiag.compare_weights can be given."
-    )
+        "similar by chance already: compare with that. "
+    ) + _of_safety(result.overall)
     lines = tuple(_block(b, c) for b, c in {"all as one": result.overall, **result.blocks}.items())
     table = Table("weights", _WEIGHT + _MORE + _SAFETY, lines)
     return Picture("weights", "Update of the weights", reading, lambda: plot(result), table)
+
+
+def _of_safety(whole: WeightChange) -> str:
+    """What the cosine with minus the safety gradient says, and what it does not."""
+    if whole.safety is None:
+        return "Its cosine with minus the safety gradient is not measured without --safety-gradient."
+    return (
+        "Its cosine with minus the mean safety gradient of the aligned model: below 0, a small step this way would "
+        "raise the loss on safe answers. That is first order only: the update was no small step, so that the predicted "
+        "change of the loss stands beside the one that was measured, and other parameters changed it too."
+    )
 
 
 def _block(name: str, change: WeightChange) -> tuple[Cell, ...]:
@@ -63,5 +73,11 @@ def _block(name: str, change: WeightChange) -> tuple[Cell, ...]:
     half = int(np.searchsorted(np.cumsum(shares), 0.5)) + 1 if len(shares) else None
     way, lora, safety = (p or undefined for p in (change.alignment, change.safe_lora, change.safety))
     own = (name, place(name).layer, change.relative, change.stable_rank, half, change.back, way.cosine, way.chance_sd)
-    rest = (change.norm, float(shares[0]) if len(shares) else None, safety.cosine, safety.chance_sd)
+    rest = (
+        change.norm,
+        float(shares[0]) if len(shares) else None,
+        safety.cosine,
+        safety.chance_sd,
+        change.safety_change,
+    )
     return (*own, lora.cosine, lora.chance, lora.chance_sd, *rest)

@@ -51,7 +51,7 @@ class _Quiet(click.Group):
         try:
             code = super().main(*args, standalone_mode=False, **kwargs)  # type: ignore[call-overload]
         except click.exceptions.Abort as abort:  # click's own name for a KeyboardInterrupt
-            code = _interrupted(abort.__cause__)
+            code = _interrupted(abort.__context__)  # before 8.1.4 click names no cause
         except click.ClickException as error:
             error.show()
             code = error.exit_code

@@ -26,10 +26,11 @@ class Comparison:
     clusters, rows of one answer share a cluster, in `left` and `right` too (`by_answer`).
 
     Two tables that were only read (no blocks) may differ in their chat template: the answers are the same text then,
-    after other prompts (`identical`).
+    after other prompts (`identical`). They may differ in their tokenizer where the answers have the same token ids,
+    which here are taken to mean the same text.
 
-    Raises DataError where the spaces differ, hold products instead of gradients or states of different sizes, or no row
-    is left on a side.
+    Raises DataError where the spaces differ, answers cannot be matched, tables hold products instead of gradients or
+    states of different sizes, or no row is left on a side.
     """
 
     left: Signals
@@ -60,12 +61,13 @@ class Comparison:
                 )
         self._group_answers()
         self._pair()
+        self._check_answers()
 
     def _check_spaces(self) -> None:
         """Raises DataError unless the spaces are equal and hidden states of one site have one size."""
         left, right = self.left.space, self.right.space
-        if self._other_template:
-            left = replace(left, template=right.template)
+        if self._other_rendering:
+            left = replace(left, template=right.template, tokenizer=right.tokenizer)
         check_same_space(left, right, self.left.provenance.data, self.right.provenance.data)
         for site, a in self.left.states.items():
             b = self.right.states[site]
@@ -77,10 +79,27 @@ class Comparison:
                 )
 
     @property
-    def _other_template(self) -> bool:
-        """Whether two tables that were only read differ in their chat template."""
+    def _other_rendering(self) -> bool:
+        """Whether two tables that were only read differ in their chat template or tokenizer."""
         left, right = self.left.space, self.right.space
-        return not left.blocks and not right.blocks and left.template != right.template
+        return not (left.blocks or right.blocks) and (
+            (left.template, left.tokenizer) != (right.template, right.tokenizer)
+        )
+
+    def _check_answers(self) -> None:
+        """Raises DataError where tokenizers differ and the two rows of a pair have other target tokens, as far as both
+        go: a cut answer is the beginning of one."""
+        if self.left.space.tokenizer == self.right.space.tokenizer:
+            return
+        for a, b in zip(self.left_index, self.right_index, strict=True):
+            x, y = self.left.target_ids[a], self.right.target_ids[b]
+            n = min(len(x), len(y))
+            if not np.array_equal(x[:n], y[:n]):
+                raise DataError(
+                    f"{self.left.provenance.model} and {self.right.provenance.model} have different tokenizers, and "
+                    f"the answer of row {self.left.ids[a]!r} has other tokens under the two: rows cannot be matched. "
+                    "Compare models of one family."
+                )
 
     def _group_answers(self) -> None:
         groups = answer_groups(self.left, self.right)
@@ -153,7 +172,7 @@ class Comparison:
     def differs(self) -> tuple[str, ...]:
         """What differs between the sides: "data", "model", both or nothing."""
         out = []
-        if not (self._same_answers if self._other_template else self.left.rows == self.right.rows):
+        if not (self._same_answers if self._other_rendering else self.left.rows == self.right.rows):
             out.append("data")
         if self.left.provenance.weights != self.right.provenance.weights:
             out.append("model")
@@ -185,12 +204,7 @@ class Comparison:
                     f"{name}: {alone} of {len(side)} rows have no partner of the same id; they are in "
                     "no paired statistic."
                 )
-        if self._other_template:
-            models = f"{self.left.provenance.model} and {self.right.provenance.model}"
-            out.append(
-                f"{models} have different chat templates: rows are matched by their answers, and a difference may be "
-                "due to the template. Lend one model the other's to rule that out."
-            )
+        out += self._rendered_otherwise()
         different = self.n_pairs - int(self.identical.sum())
         if self.n_pairs and different:
             out.append(
@@ -205,6 +219,24 @@ class Comparison:
                 f"{odd[0]!r}; those of {left} are used."
             )
         return tuple(out)
+
+    def _rendered_otherwise(self) -> list[str]:
+        """A warning where the models have chat templates or tokenizers of their own."""
+        left, right = self.left, self.right
+        models = f"{left.provenance.model} and {right.provenance.model}"
+        templates = (
+            f"{models} have different chat templates: rows are matched by their answers, and a difference may be due "
+            "to the template. Lend one model the other's to rule that out."
+        )
+        tokenizers = (
+            f"{models} have different tokenizers: rows are matched by their answers, whose tokens are the same; a "
+            "difference may be due to how the prompts are read."
+        )
+        both = (
+            (templates, left.space.template, right.space.template),
+            (tokenizers, left.space.tokenizer, right.space.tokenizer),
+        )
+        return [text for text, a, b in both if self._other_rendering and a != b]
 
     def _longer(self) -> list[str]:
         """A warning where the prompts of one side are longer than their partners', with the ratio."""

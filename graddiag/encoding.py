@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Int32
 from jinja2 import TemplateError
 
-from graddiag.data import BadRow, BadRows, Example, ExampleSet, Message, shown
+from graddiag.data import BadRows, Example, ExampleSet, Message
 from graddiag.errors import DataError, UsageError
+from graddiag.example_rows import BadRow, shown
 from graddiag.text import visible
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from graddiag.errors import UsageError
-from graddiag.options import BAD_ROWS, DEVICE, LENGTHS, SAVE, Threshold, option, together
+from graddiag.options import BAD_ROWS, DEVICE, LENGTHS, MEAN_MEMORY, SAVE, Threshold, option, together
 from graddiag.terminal import command_line, common, cross, print_found
 
 _MODEL = "NAME|DIR|HUB_ID"
@@ -41,12 +41,24 @@ SETS = together(
         metavar="SET",
         help="Further harmless sets (repeatable); 'none' for none.  [default: secure where --harmful is insecure]",
     ),
+    option(
+        "--cluster",
+        default=None,
+        metavar="COLUMN|mod:N",
+        help="What rows of every set have in common: the unit of resampling, and of halves.",
+    ),
 )
 HOW = together(
     option("--layers", default=None, metavar="N,N,...", help="Layers whose states are read, from 0.  [default: all]"),
     option("--components", default=None, type=int, help="Dimensions of a subspace.  [default: counted]"),
     option("--nulls", default=199, help="Draws of each null of an overlap; no p is below 1 / (1 + draws)."),
     option("--no-weights", is_flag=True, help="Leave out what happened to the weights."),
+    option(
+        "--safety-gradient",
+        is_flag=True,
+        help="Does the update raise the loss on --safety, to first order? A gradient under the aligned model.",
+    ),
+    MEAN_MEMORY,
     option("--seed", default=0, help="Seed of halves, nulls and sign flips."),
     option(
         "--generate", default=0, metavar="N", help="Let every model answer the first N prompts of --safety, --benign."
@@ -60,7 +72,7 @@ HOW = together(
         metavar="N,N,...",
         help="Read given answers again without what the shifts of --left and --right share behind these layers.",
     ),
-    option("--random-subspaces", default=10, help="Of --intervene: random subspaces of each kind, the control."),
+    option("--random-subspaces", default=20, help="Of --intervene: random subspaces of each kind, the control."),
     option("--no-figures", is_flag=True, help="Leave figures and page out."),
 )
 

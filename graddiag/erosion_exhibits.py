@@ -14,7 +14,7 @@ from graddiag.erosion_verdict import answers
 from graddiag.picture import Picture
 from graddiag.plotting import plot
 from graddiag.removal_exhibits import fit_table, removal_picture, removal_rows
-from graddiag.sample_views import answer_table, share_table, token_lines
+from graddiag.sample_views import answer_table, change_table, share_table, token_lines
 from graddiag.statistics import Estimate
 from graddiag.tables import Cell, Table, block_table, summary_table
 
@@ -54,6 +54,7 @@ def erosion_tables(found: Erosion) -> dict[str, Table]:
     if found.samples is not None:
         out |= {
             "Generated answers that begin as a refusal": share_table(found.samples),
+            "How those shares changed": change_table(found.samples),
             "Every generated answer": answer_table(found.samples),
         }
     if found.next_tokens:

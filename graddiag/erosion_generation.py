@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graddiag.encoding import Encoded, EncodedSet
@@ -41,8 +41,10 @@ def plan_generation(
     return Generation(ids, opening, float(temperature), new_tokens, seed)
 
 
-def check_kept(folder: Path, how: Generation, *, overwrite: bool) -> None:
+def check_kept(folder: Path, how: Generation | None, *, overwrite: bool) -> None:
     """Raises DataError where the folder has answers that were made otherwise; with `overwrite` they are removed."""
+    if how is None:
+        return
     kept = read_answers(folder)
     same = [a for a in kept if how.made_so(a.made.temperature, a.made.most, a.made.seed)]
     if len(same) == len(kept):
@@ -57,6 +59,30 @@ def check_kept(folder: Path, how: Generation, *, overwrite: bool) -> None:
     _write(folder, same)
 
 
+@dataclass
+class Asking:
+    """Every model answers prompts in its turn; `asked` are the ids of the rows that each could be asked, by part."""
+
+    sets: ErosionSets
+    how: Generation
+    folder: Path
+    quiet: bool
+    asked: list[dict[str, tuple[str, ...]]] = field(default_factory=list)
+
+    def read(self, turn: Turn, encoded: Sequence[EncodedSet], *, weights: str) -> None:
+        """The answers of one model, whose weights have this digest, kept. Raises as `answer_prompts`."""
+        answered = answer_prompts(turn, self.sets, encoded, self.how, self.folder, weights=weights, quiet=self.quiet)
+        self.asked.append(answered)
+
+    @property
+    def generation(self) -> Generation:
+        """What was generated: the rows that all models could be asked."""
+        ids = {
+            part: tuple(i for i in some if all(i in a[part] for a in self.asked)) for part, some in self.how.ids.items()
+        }
+        return replace(self.how, ids=ids)
+
+
 def answer_prompts(
     turn: Turn, sets: ErosionSets, encoded: Sequence[EncodedSet], how: Generation, folder: Path, *, weights: str,
     quiet: bool,
@@ -67,11 +93,7 @@ def answer_prompts(
     Raises Interrupted after a signal, when the answers that were made are kept.
     """
     wanted = _wanted(turn.role, sets, encoded, how, weights)
-    kept = read_answers(folder)
-    there = {a.key for a in kept if (w := wanted.get(a.key)) and w.blank.made == a.made}
-    stale = [a for a in kept if a.key in wanted and a.key not in there]
-    if stale:  # of other weights or another prompt: the model's tables were replaced too, else they were refused
-        _write(folder, [a for a in kept if a not in stale])
+    there = _kept(folder, wanted)
     todo = [w for key, w in wanted.items() if key not in there]
     progress = Progress(f"{turn.role}: answers", len(todo) * how.new_tokens, quiet=quiet)
     with deferred_stop() as stop, disk_named(folder):
@@ -84,12 +106,27 @@ def answer_prompts(
     return {part: tuple(w.blank.id for w in wanted.values() if w.blank.part == part) for part in how.ids}
 
 
+def _kept(folder: Path, wanted: Mapping[Key, _Wanted]) -> set[Key]:
+    """Which of the answers are there; those of other weights or another prompt go, since the model's tables were
+    replaced too, else they were refused. One whose row has another place or cluster now is the same answer."""
+    kept = read_answers(folder)
+    same = {a.key: wanted[a.key].answered(a) for a in kept if a.key in wanted and wanted[a.key].blank.made == a.made}
+    now = [same.get(a.key, a) for a in kept if a.key in same or a.key not in wanted]
+    if now != list(kept):
+        _write(folder, now)
+    return set(same)
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """A prompt as tokens, and the answer to it without what the model has to say."""
 
     row: Encoded
     blank: MadeAnswer
+
+    def answered(self, like: MadeAnswer) -> MadeAnswer:
+        """This answer with what was said in another."""
+        return replace(self.blank, text=like.text, tokens=like.tokens, ended=like.ended)
 
 
 def _wanted(

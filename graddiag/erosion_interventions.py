@@ -39,8 +39,10 @@ Opened = tuple[Reader, Mapping[str, EncodedSet]]  # a reader of losses alone, an
 def check_interventions(
     asked: Sequence[int], n_random: int, parts: Mapping[str, str], layers: Sequence[int] | None, n_layers: int
 ) -> None:
-    """Raises UsageError where a part is missing, a layer does not exist or its states are not read, or there is no
-    random subspace to compare with."""
+    """Raises UsageError where something is asked and a part is missing, a layer does not exist or its states are not
+    read, or there is no random subspace to compare with."""
+    if not asked:
+        return
     missing = [p for p in NEEDED if p not in parts]
     if missing:
         raise UsageError(f"--intervene needs the sets left, right, harmful and benign, and there is no {missing[0]}.")
@@ -64,13 +66,16 @@ def remove_shared(
     batch_tokens: int,
     overwrite: bool,
     quiet: bool,
-) -> RemovalSetting:
-    """What is shared removed behind the layers, fitted on one half of the clusters and read on the other, both ways.
+) -> RemovalSetting | None:
+    """What is shared removed behind the layers, fitted on one half of the clusters and read on the other, both ways;
+    None where there are no layers.
 
     Losses go to a file of the run, a line per set and draw; a line that is there is not made again, and where none is
     missing no model is loaded. Raises DataError where the file holds something else (with `overwrite` it is replaced),
     Interrupted after a signal, when finished readings are kept.
     """
+    if not layers:
+        return None
     chosen, names = tuple(sorted(set(layers))), measured_sets(run)
     halves = folds(run, chosen, names)
     ofs = {name: digest(run, chosen, name) for name in names}

@@ -23,7 +23,11 @@ from graddiag.statistics import Estimate, difference_of_means, mean, mean_differ
 REMOVAL_FILE = "interventions.jsonl"
 UNCHANGED, SHARED = "unchanged", "shared"
 KINDS = ("random", "states")  # subspaces uniform among all of their size; and drawn like the tuned model's states
-_FORMAT = "removal 1"
+GIVEN = (
+    "Intervals and p take what was removed as given: other rows to fit it on would have given something else, and how "
+    "far that moves a change is in none of them."
+)
+_FORMAT = "removal 2"
 
 Losses = Mapping[str, Float[np.ndarray, " n"]]  # by draw, nats per token
 
@@ -75,11 +79,15 @@ def measured_sets(run: ErosionRun) -> tuple[str, ...]:
 
 
 def digest(run: ErosionRun, layers: Sequence[int], name: str) -> str:
-    """Of all that a set's losses depend on: models, rows that are fitted and read, layers, k, seed."""
+    """Of all that a set's losses depend on: models, rows that are fitted and read, layers, k, seed, and the clusters of
+    every set, since all are halved together."""
     parts, setting = run.setting.parts, run.setting
-    tables = [run.table(role, parts[side]) for side in ("left", "right") for role in (TUNED, ALIGNED)]
+    sides = [parts[side] for side in ("left", "right")]
+    tables = [run.table(role, side) for side in sides for role in (TUNED, ALIGNED)]
     rows = [x for t in (*tables, run.table(TUNED, name)) for x in (t.provenance.weights, t.rows)]
-    return digest_of([_FORMAT, *rows, *map(str, layers), str(setting.k), str(setting.seed), tables[0].space.dtype])
+    halved = [digest_of(run.table(TUNED, one).clusters) for one in (*sides, *measured_sets(run))]
+    how = [*map(str, layers), str(setting.k), str(setting.seed), tables[0].space.dtype]
+    return digest_of([_FORMAT, *rows, *halved, *how])
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,9 @@ class Removal:
     space is removed: of harmful answers, of each harmless set, and of harmful beyond each harmless one.
 
     The first harmless set is the benign one, the others are further controls. `rows` are changes row by row: set, id,
-    cluster, change.
+    cluster, change. Intervals and p are given the two fits, one for each half of the clusters: they say how far other
+    rows to read would move a change, not other rows to fit. To know that, models would have to read all rows again
+    without what each of many refits found.
     """
 
     setting: RemovalSetting

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from graddiag.erosion_analyses import analyse
 from graddiag.erosion_exhibits import FIGURES, erosion_pictures, erosion_tables
-from graddiag.erosion_findings import Erosion, analyse
-from graddiag.erosion_setting import ALIGNED, TUNED, ErosionRun, read_setting
+from graddiag.erosion_findings import Erosion
+from graddiag.erosion_setting import ALIGNED, EROSION_FILE, TUNED, ErosionRun, read_setting
 from graddiag.erosion_verdict import answers, erosion_verdict
 from graddiag.files import strict
 from graddiag.folder import Folder
@@ -23,10 +24,16 @@ _NAMES = (
     *FIGURES,
     "answers",
     "generated",
+    "generated_changes",
     "generated_shares",
     "intervention_fits",
     "intervention_rows",
 )  # tables that not every run has
+_WRITTEN = [
+    "report.html",
+    *(f"figures/{n}.{form}" for n in FIGURES for form in ("svg", "png", "json")),
+    *(f"tables/{name}.csv" for name in _NAMES),
+]
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,7 @@ def report_erosion(run: str | Path, *, figures: bool = True) -> Eroded:
     warnings = tuple(visible(w) for w in found.warnings)
     pictures, tables = erosion_pictures(found), erosion_tables(found)
     folder = Folder(out)
-    folder.remove(["report.html", *(f"figures/{n}.{form}" for n in FIGURES for form in ("svg", "png", "json"))])
-    folder.remove([f"tables/{name}.csv" for name in _NAMES])
+    folder.remove(_WRITTEN)
     folder.write("report.json", _json(found, lines, warnings))
     for table in (*(p.table for p in pictures), *tables.values()):
         folder.write(f"tables/{table.name}.csv", to_csv(table))
@@ -75,6 +81,14 @@ def report_erosion(run: str | Path, *, figures: bool = True) -> Eroded:
         )
         html = folder.write("report.html", render_erosion_page(page))
     return Eroded(found, Report(out / "report.json", html, found.summary(), lines, warnings), out)
+
+
+def forget_report(run: Path) -> None:
+    """Makes the folder that of an unfinished run, before anything changes that its report speaks of.
+
+    Raises UsageError where the folder cannot be written.
+    """
+    Folder(run).remove([EROSION_FILE, "report.json", *_WRITTEN])
 
 
 def _view(found: Erosion) -> SampleView | None:

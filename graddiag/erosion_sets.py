@@ -35,9 +35,11 @@ def read_erosion_sets(
     openings: tuple[str, str],
     k: int | None = None,
     limit: int | None = None,
+    cluster: str | None = None,
     skip_bad_rows: bool = False,
 ) -> ErosionSets:
-    """The sets of these parts, without those that are None; a set that plays several parts is there once.
+    """The sets of these parts, without those that are None; a set that plays several parts is there once. `cluster`
+    says what a cluster is in all of them, as for `read_set`.
 
     Raises UsageError where no set is left, or two different ones have one name, DataError for rows that cannot be used
     and for a set compared in `k` components that has no more rows than that.
@@ -46,7 +48,7 @@ def read_erosion_sets(
     further = {c: s for c, s in _controls(chosen, controls).items() if s is not None}
     if not chosen:
         raise UsageError("There is no set to read the models on. Name one: harmful, benign, safety, or left and right.")
-    shelf = _Shelf({}, {}, limit, skip_bad_rows)
+    shelf = _Shelf({}, {}, limit, cluster, skip_bad_rows)
     parts = {part: shelf.name(part, one) for part, one in chosen.items()}
     extra = tuple(dict.fromkeys(shelf.name(c, one) for c, one in further.items()))
     own = shelf.sets
@@ -71,6 +73,7 @@ class _Shelf:
     sets: dict[str, ExampleSet]
     sources: dict[str, Source]
     limit: int | None
+    cluster: str | None
     skip_bad_rows: bool
 
     def name(self, part: str, source: Source) -> str:
@@ -78,7 +81,7 @@ class _Shelf:
         for name, known in self.sources.items():
             if known is source or (isinstance(source, (str, Path)) and str(known) == str(source)):
                 return name
-        read = read_set(source, limit=self.limit, skip_bad_rows=self.skip_bad_rows)
+        read = read_set(source, limit=self.limit, cluster=self.cluster, skip_bad_rows=self.skip_bad_rows)
         name = _plain(part if read.name == "examples" else read.name)
         if name in self.sets:
             raise UsageError(

@@ -85,6 +85,7 @@ class ErosionSetting:
     `k` is the number of components of a subspace, None: counted, `n_null` the draws of each null of an overlap;
     `weights` says whether the weights were compared. `generation` is None where nothing was generated, `removal` where
     nothing was removed from the states; `next_tokens` are prompts after which the next token was read.
+    `safety_gradient` says whether the update of the weights was held against it.
     """
 
     models: Mapping[str, str]
@@ -101,6 +102,7 @@ class ErosionSetting:
     generation: Generation | None = None
     removal: RemovalSetting | None = None
     next_tokens: int = 0
+    safety_gradient: bool = False
 
     @property
     def opened(self) -> tuple[str, ...]:

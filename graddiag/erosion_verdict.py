@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from graddiag.analyzers import Direction, LayerRetention, RefusalDirection, SubspaceOverlap
+from graddiag.analyzers import AnswerChange, Direction, LayerRetention, RefusalDirection, SubspaceOverlap
 from graddiag.erosion_findings import Erosion, Refusals
 from graddiag.erosion_removal import Effect, Removal
 from graddiag.erosion_rules import (
+    SAFETY_RULES,
     WAY_RULES,
     Moved,
     Shared,
@@ -22,13 +24,15 @@ from graddiag.erosion_rules import (
 )
 from graddiag.erosion_setting import ALIGNED, BASE, TUNED
 from graddiag.removal_rules import Removed, judge_removal
-from graddiag.rules import FEW_CLUSTERS
+from graddiag.rules import FEW_CLUSTERS, Rule
 from graddiag.statistics import LEVEL, Estimate, mean
 from graddiag.text import chance, interval, number, visible
 from graddiag.weight_table import Product, WeightChanges
 
 NAME_LENGTH = 32  # characters of a name in a line
 _UNDEFINED = Estimate(math.nan)
+_BACK = "aligned - base", "back", "further on"  # a direction, and what an update below and above 0 along it does
+_RAISED = "minus the safety gradient", "raise it", "lower it"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def answers(found: Erosion) -> tuple[Answer, ...]:
     out += [_subspace(found.subspace)] if found.subspace else []
     out += [_removal(found.removal)] if found.removal else []
     out += [_way_back(found.weights)] if found.weights and BASE in found.setting.models else []
+    out += [_on_safe_answers(found.weights, found.safe_answers)] if found.weights and found.safe_answers else []
     return tuple(out)
 
 
@@ -77,7 +82,7 @@ def _behaviour(found: Erosion) -> Answer:
     moved = Moved(b.harmful.change, (b.interaction, *others.values()))
     beside = "".join(f", than of {_name(name)} {_shown(e)}" for name, e in others.items())
     numbers = (
-        f"log-probability of harmful answers {_interval(b.harmful.change)} nats/token, of {_name(b.benign.name)} "
+        f"log-probability of harmful answers {_shown(b.harmful.change)} nats/token, of {_name(b.benign.name)} "
         f"{_interval(b.benign.change)}; harmful more than of {_name(b.benign.name)} {_shown(b.interaction)}{beside}"
     )
     return _answer(f"Harmful answers ({_name(b.harmful.name)}) are more likely", moved, numbers)
@@ -184,7 +189,7 @@ def _removal(found: Removal) -> Answer:
     for name, e in found.beyond.items():
         numbers += f"; beyond that of {_name(name)} {_shown(e.change)}, random subspaces {_drawn(e)}"
     n = found.setting.n_random
-    numbers += f"; {n} of each kind allow no p below {found.least_p:.2g}"
+    numbers += f"; {n} of each kind allow no p below {found.least_p:.2g}; intervals and p take the fit as given"
     return Answer(question, rule.word, numbers)
 
 
@@ -196,18 +201,33 @@ def _drawn(e: Effect) -> str:
 
 def _way_back(found: WeightChanges) -> Answer:
     """The parts of single blocks are counted, since one large block can decide the cosine of all as one vector."""
-    whole = found.overall.alignment or Product()
-    parts = [c.alignment for c in found.blocks.values() if c.alignment is not None]
-    words = [judge_way(Way(p.cosine, p.chance_sd)) for p in parts]
-    rule = judge_way(Way(whole.cosine, whole.chance_sd))
-    back, further = (sum(w is r for w in words) for r in WAY_RULES[-2:])
-    by_chance = (1 - LEVEL) * len(parts)
-    numbers = (
-        f"cosine with aligned - base {number(whole.cosine)}, sd {whole.chance_sd:.1g} by chance; of {len(parts)} "
-        f"blocks {back} back and {further} further on, {by_chance:.1f} in all by chance; it covers "
-        f"{number(found.overall.back)} of the way aligned - base, and -1 would be back at the base"
+    word, numbers = _way(found.overall.alignment, [c.alignment for c in found.blocks.values()], WAY_RULES, _BACK)
+    numbers += f"; it covers {number(found.overall.back)} of the way aligned - base, and -1 would be back at the base"
+    return Answer("The update of the weights goes back towards the base", word, numbers)
+
+
+def _on_safe_answers(found: WeightChanges, answers: AnswerChange) -> Answer:
+    """What the gradient says of the loss beside what the loss did: an update is no small step."""
+    word, numbers = _way(found.overall.safety, [c.safety for c in found.blocks.values()], SAFETY_RULES, _RAISED)
+    numbers += (
+        f"; loss on {_name(answers.name)} {number(found.overall.safety_change)} nats/token to first order in these "
+        f"blocks, {_interval(turned(answers.change))} as measured"
     )
-    return Answer("The update of the weights goes back towards the base", rule.word, numbers)
+    return Answer("The update changes the loss on safe answers to first order", word, numbers)
+
+
+def _way(
+    whole: Product | None, blocks: Sequence[Product | None], rules: Sequence[Rule[Way]], said: tuple[str, str, str]
+) -> tuple[str, str]:
+    """The word of all blocks as one vector and the numbers, with how many blocks have each of the last two words."""
+    whole, parts = whole or Product(), [p for p in blocks if p is not None]
+    words = [judge_way(Way(p.cosine, p.chance_sd), rules) for p in parts]
+    below, above = (sum(w is r for w in words) for r in rules[-2:])
+    numbers = (
+        f"cosine with {said[0]} {number(whole.cosine)}, sd {whole.chance_sd:.1g} by chance; of {len(parts)} blocks "
+        f"{below} {said[1]} and {above} {said[2]}, {(1 - LEVEL) * len(parts):.1f} in all by chance"
+    )
+    return judge_way(Way(whole.cosine, whole.chance_sd), rules).word, numbers
 
 
 def _answer(question: str, moved: Moved, numbers: str) -> Answer:

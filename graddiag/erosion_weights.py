@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -20,16 +20,31 @@ from graddiag.weight_reading import Entry
 from graddiag.weight_sources import missing, weight_sources
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """A mean safety gradient by block, and the digest of the rows that it is of."""
+
+    rows: str
+    blocks: Mapping[str, Entry]
+
+
 def weights_kept(
-    models: ModelSet, folder: Path, digests: Mapping[str, str], *, overwrite: bool = False, quiet: bool = True
+    models: ModelSet,
+    folder: Path,
+    digests: Mapping[str, str],
+    *,
+    safety: Gradient | None = None,
+    overwrite: bool = False,
+    quiet: bool = True,
 ) -> str | None:
     """Compares the weights of the models and saves what comes out in the folder; None, or why it could not be done.
 
-    `digests` are those of the loaded models, by role: what was saved of the same models is not measured again. One
-    tensor of each model is in memory at a time, and no second model is loaded to have its weights.
+    `digests` are those of the loaded models, by role: what was saved of the same models, and with the same `safety`
+    gradient, is not measured again. One tensor of each is in memory at a time, and no second model is loaded to have
+    its weights.
     """
-    file, wanted = folder / WEIGHTS_FILE, model_lines(digests)
-    if not overwrite and _is_of(file, wanted):
+    file, wanted, rows = folder / WEIGHTS_FILE, model_lines(digests), safety.rows if safety else ""
+    if not overwrite and _is_of(file, wanted, rows):
         return None
     try:
         sources = weight_sources(models)
@@ -37,18 +52,20 @@ def weights_kept(
             "weights", sum(math.prod(e.shape) for e in sources["aligned"].values()), quiet, "parameters"
         )
         aligned = {name: _counted(entry, progress) for name, entry in sources["aligned"].items()}
-        changes = compare_weights(sources["tuned"], aligned, base=sources.get("base"))
+        gradient = safety.blocks if safety else None
+        changes = compare_weights(sources["tuned"], aligned, base=sources.get("base"), safety=gradient)
     except (DataError, UsageError) as error:
         return f"The weights were not compared. {error}"
     progress.finish()
     with disk_named(folder):
-        save_weights(file, KeptWeights(changes, wanted, _notes(models, sources)))
+        save_weights(file, KeptWeights(changes, wanted, _notes(models, sources), rows))
     return None
 
 
-def _is_of(file: Path, models: tuple[str, ...]) -> bool:
+def _is_of(file: Path, models: tuple[str, ...], safety: str) -> bool:
     try:
-        return read_weights(file).models == models
+        kept = read_weights(file)
+        return (kept.models, kept.safety) == (models, safety)
     except DataError:
         return False
 

@@ -1,4 +1,4 @@
-"""From a model and sets of examples to Signals, in memory or shard by shard on disk."""
+"""From a model and sets of examples to Signals, in memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.metadata
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,74 +16,22 @@ from graddiag.adam import OptimizerState
 from graddiag.bases import Given, first_kind, measured_bases, on_bases, read_reference
 from graddiag.blocks import select_blocks
 from graddiag.data import ExampleSet, Source, read_set
-from graddiag.encoding import Encoded, EncodedSet, batches, encode
+from graddiag.encoding import EncodedSet, batches, encode
 from graddiag.errors import DataError, UsageError
 from graddiag.extractor import Extractor
 from graddiag.forward import check_in_memory
 from graddiag.heap import give_back
+from graddiag.jobs import Chunk, Job
 from graddiag.mean_gradient import KnownMean, MeanGradient
 from graddiag.models import default_max_length, model_context, model_digest, template_digest, tokenizer_digest
 from graddiag.optimizer_state import read_optimizer
 from graddiag.progress import Progress
 from graddiag.projection import Bases, make_projector, probe_digest
-from graddiag.signals import PairProducts, Provenance, Signals, Space
+from graddiag.signals import Provenance, Signals, Space
 
 BATCH_TOKENS = 2048  # padded tokens per batch: larger ones were not faster on a CPU and need more memory
-SHARD_ROWS = 512
-SHARD_SECONDS = 60.0
 MAX_NONFINITE = 0.01  # share of rows without a finite loss and gradient above which a set is refused
 VERSIONS_OF = ("graddiag", "torch", "transformers")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Rows to be measured together: of one set, or of two whose pairs share a batch. `side[i]` is the set of row i."""
-
-    sets: tuple[EncodedSet, ...]
-    rows: tuple[Encoded, ...]
-    side: tuple[int, ...]
-    units: tuple[tuple[int, ...], ...]
-
-    @staticmethod
-    def single(one: EncodedSet) -> Job:
-        """Every row for itself."""
-        return Job((one,), one.rows, (0,) * len(one.rows), tuple((i,) for i in range(len(one.rows))))
-
-    @staticmethod
-    def paired(left: EncodedSet, right: EncodedSet) -> Job:
-        """Rows of the same id are a unit (left, right); rows without a partner are units of their own."""
-        partner = {r.id: len(left.rows) + k for k, r in enumerate(right.rows)}
-        units = [(i, partner.pop(r.id)) if r.id in partner else (i,) for i, r in enumerate(left.rows)]
-        units += [(j,) for j in partner.values()]
-        side = (0,) * len(left.rows) + (1,) * len(right.rows)
-        return Job((left, right), (*left.rows, *right.rows), side, tuple(units))
-
-    @property
-    def tokens(self) -> int:
-        """All tokens of all rows."""
-        return sum(len(r.tokens) for r in self.rows)
-
-    def touching(self, sides: Sequence[int]) -> Job:
-        """The units with a row of one of these sets."""
-        return replace(self, units=tuple(u for u in self.units if any(self.side[i] in sides for i in u)))
-
-    def without(self, ids: set[str]) -> Job:
-        """The units that are not done yet."""
-        return Job(self.sets, self.rows, self.side, tuple(u for u in self.units if self.rows[u[0]].id not in ids))
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some finished rows: one table per set of the job, and the exact products of the pairs among them."""
-
-    tables: tuple[Signals, ...]
-    pairs: PairProducts
-
-    @staticmethod
-    def concat(chunks: Sequence[Chunk]) -> Chunk:
-        """The chunks one after the other."""
-        tables = tuple(Signals.concat(t) for t in zip(*(c.tables for c in chunks), strict=True))
-        return Chunk(tables, PairProducts.concat([c.pairs for c in chunks]))
 
 
 def extract(
@@ -120,10 +67,9 @@ def extract(
     `optimizer` too (live, or where its state is saved), also the exact products of what each row would add to Adam's
     next step (`adam_dot`, `adam_norm`, `adam_step_norm`).
 
-    What was left out or cut is counted in a warning. Raises DataError for examples that cannot be used and for more
-    than `max_nonfinite` rows without a finite loss and
-    gradient; UsageError for an unknown block, projection or target, and for what needs a safety set without one;
-    ResourceError where memory runs out.
+    What was left out or cut is counted in a warning. Raises DataError for examples that cannot be used and where more
+    than a share `max_nonfinite` of the rows has no finite loss and gradient; UsageError for an unknown block,
+    projection or target, and for what needs a safety set without one; ResourceError where memory runs out.
     """
     check_safety_given(safety is not None, token_scores=token_scores, optimizer=optimizer is not None)
     read, known_reference = read_set(examples, name=name, skip_bad_rows=skip_bad_rows), read_reference(reference)
@@ -147,13 +93,10 @@ def extract(
         extractor = on_bases(extractor, measured_bases(extractor, rows, batch_tokens=batch_tokens))
     known = None
     if safety is not None:
-        safe = tokens_of(read_set(safety, skip_bad_rows=skip_bad_rows))
-        state, mean = state_for(extractor, optimizer), MeanGradient()
-        table = _in_memory(extractor, safe, batch_tokens=batch_tokens, mean=mean)
-        check_finite(table, max_nonfinite)
-        known = mean.known(table).wanting(
-            token_scores=token_scores, optimizer=state.at_hand(extractor.blocks) if state else None
-        )
+        safe, state = tokens_of(read_set(safety, skip_bad_rows=skip_bad_rows)), state_for(extractor, optimizer)
+        at_hand = state.at_hand(extractor.blocks) if state else None
+        mean = _mean_of(extractor, safe, batch_tokens=batch_tokens, max_nonfinite=max_nonfinite)
+        known = mean.wanting(token_scores=token_scores, optimizer=at_hand)
     signals = _in_memory(extractor, encoded, batch_tokens=batch_tokens, known=known)
     check_finite(signals, max_nonfinite)
     for note in (*read.notes, *encoded.notes, *signals.warnings, *extractor.notes):
@@ -179,6 +122,14 @@ def state_for(extractor: Extractor, optimizer: Optimizer | str | Path | None) ->
     state = read_optimizer(optimizer, extractor.model, extractor.blocks)
     extractor.notes += state.notes
     return state
+
+
+def _mean_of(extractor: Extractor, safe: EncodedSet, *, batch_tokens: int, max_nonfinite: float) -> KnownMean:
+    """The mean gradient of the safety set."""
+    mean = MeanGradient()
+    table = _in_memory(extractor, safe, batch_tokens=batch_tokens, mean=mean)
+    check_finite(table, max_nonfinite)
+    return mean.known(table)
 
 
 def _in_memory(

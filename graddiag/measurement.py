@@ -9,10 +9,11 @@ from pathlib import Path
 
 from graddiag._shards import Identity
 from graddiag.errors import GraddiagError
-from graddiag.extraction import BATCH_TOKENS, Chunk, Job, stream
+from graddiag.extraction import BATCH_TOKENS, stream
 from graddiag.extractor import Extractor
 from graddiag.files import Json
 from graddiag.interrupt import Interrupted, deferred_stop
+from graddiag.jobs import Chunk, Job
 from graddiag.mean_gradient import KnownMean, MeanGradient, forget_means, load_mean, save_mean
 from graddiag.progress import Progress
 from graddiag.signals import PairProducts, Signals

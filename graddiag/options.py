@@ -137,6 +137,12 @@ EDITS = together(
         for side in ("left", "right")
     )
 )
+MEAN_MEMORY = option(
+    "--mean-memory",
+    default=None,
+    metavar="BYTES",
+    help="Bytes for the mean safety gradient, such as 8GiB; above, blocks take turns.  [default: half of the free]",
+)
 TOWARD = option(
     "--safety",
     default=None,
@@ -156,12 +162,7 @@ EXACT = together(
         metavar="PATH",
         help="State of Adam or AdamW (optimizer.pt, or a Trainer's checkpoint folder): alignment of its steps too.",
     ),
-    option(
-        "--mean-memory",
-        default=None,
-        metavar="BYTES",
-        help="Bytes for the mean safety gradient, such as 8GiB; above, blocks take turns.  [default: half of the free]",
-    ),
+    MEAN_MEMORY,
 )
 OUTPUT = together(
     option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout."),

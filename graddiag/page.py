@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from graddiag.alarms import RULES as ALARM_RULES
 from graddiag.besides import BesideView
+from graddiag.caveats import LIMITS
 from graddiag.erosion_rules import MOVED_RULES, SHARED_RULES, WAY_RULES
 from graddiag.exhibits import Exhibit
 from graddiag.pair_view import PairView
 from graddiag.picture import Picture
 from graddiag.removal_rules import REMOVED_RULES
-from graddiag.rules import LIMITS, RULES
+from graddiag.rules import RULES
 from graddiag.sample_views import SampleView, TokensView
 from graddiag.tables import Cell, Table
 from graddiag.text import visible

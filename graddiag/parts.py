@@ -9,8 +9,9 @@ from contextlib import suppress
 from itertools import islice
 
 from graddiag._sources import Source, open_source
-from graddiag.data import BadRow, ExampleSet, read_row, read_set
+from graddiag.data import ExampleSet, read_set
 from graddiag.errors import UsageError
+from graddiag.example_rows import BadRow, read_row
 
 PART_ROWS = 1024  # examples in memory at a time: some megabytes of text
 

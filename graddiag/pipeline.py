@@ -31,6 +31,7 @@ from graddiag.reporting import (
     Result,
     conclude,
     engine_notes,
+    forget_run,
     save_run,
 )
 from graddiag.running import Run, couples, turns_for
@@ -89,6 +90,8 @@ def compare(
     prepared = prepare(_roles(left, right, safety, controls), edits=edits, **how)
     names = (prepared.name("left"), prepared.name("right"), prepared.model)
     folder = Path(out) if out else default_out(*names)
+    if overwrite:
+        forget_run(folder)
     tables = dict(prepared.saved)
     products: Mapping[str, PairProducts] = {}
     strangers: Mapping[str, PairProducts] = {}

@@ -85,19 +85,8 @@ def prepare(sources: Mapping[str, Input], *, edits: Sequence[Edit] = (), **how: 
     Everything that can be wrong with the input is found here, before anything long runs. Raises UsageError or
     DataError.
     """
-    limit, skip = how.get("limit"), how.get("skip_bad_rows", False)
-    saved = {role: table for role, one in sources.items() if (table := _saved(one, limit)) is not None}
-    if saved and not saved.keys() - _CLUSTERED and how.get("cluster"):
-        raise UsageError(
-            "--cluster is for sets that are measured now: saved signals keep the clusters they were saved with."
-        )
-    sets: dict[str, ExampleSet] = {}
-    for role, one in sources.items():
-        if role not in saved and not isinstance(one, Signals):
-            cluster = how.get("cluster") if role in _CLUSTERED else None
-            read = read_set(one, limit=limit, cluster=cluster, skip_bad_rows=skip)
-            sets[role] = replace(read, name=role) if read.name == "examples" and role != "set" else read
-    sets = with_edits(sets, edits)
+    saved = _saved_tables(sources, **how)
+    sets = with_edits(_read_sets({role: one for role, one in sources.items() if role not in saved}, **how), edits)
     name = model_name(how.get("model", "smollm2"))
     notes = [n for s in sets.values() for n in s.notes]
     notes += [n for role in saved for n in _saved_notes(sources[role])]
@@ -107,8 +96,8 @@ def prepare(sources: Mapping[str, Input], *, edits: Sequence[Edit] = (), **how: 
         space = next(iter(saved.values())).space
         how = {**how, "projection": space.projection, "dim": space.dim}
     model, tokenizer = _loaded(**how)
-    target = how.get("target", "answer")
-    known = read_reference(how.get("reference"), limit=limit)
+    target, skip = how.get("target", "answer"), how.get("skip_bad_rows", False)
+    known = read_reference(how.get("reference"), limit=how.get("limit"))
     extractor = _extractor(model, tokenizer, known, name, how)
     length = extractor.space.max_length
 
@@ -126,6 +115,29 @@ def prepare(sources: Mapping[str, Input], *, edits: Sequence[Edit] = (), **how: 
     if not reference:
         _check_saved(prepared, extractor)
     return prepared
+
+
+def _saved_tables(sources: Mapping[str, Input], **how: Unpack[How]) -> dict[str, Signals]:
+    """The sets that are saved signals, or a table already. Raises UsageError where `cluster` could only mean these."""
+    limit = how.get("limit")
+    saved = {role: table for role, one in sources.items() if (table := _saved(one, limit)) is not None}
+    if saved and not saved.keys() - _CLUSTERED and how.get("cluster"):
+        raise UsageError(
+            "--cluster is for sets that are measured now: saved signals keep the clusters they were saved with."
+        )
+    return saved
+
+
+def _read_sets(sources: Mapping[str, Input], **how: Unpack[How]) -> dict[str, ExampleSet]:
+    """The examples of the other sets; rows that come without a name are called after their role."""
+    sets: dict[str, ExampleSet] = {}
+    for role, one in sources.items():
+        assert not isinstance(one, Signals)
+        cluster = how.get("cluster") if role in _CLUSTERED else None
+        skip = how.get("skip_bad_rows", False)
+        read = read_set(one, limit=how.get("limit"), cluster=cluster, skip_bad_rows=skip)
+        sets[role] = replace(read, name=role) if read.name == "examples" and role != "set" else read
+    return sets
 
 
 def _kept_texts(sources: Mapping[str, Input]) -> dict[int, str]:

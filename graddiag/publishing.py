@@ -25,7 +25,14 @@ from graddiag.text import visible
 from graddiag.verdict import verdict
 
 SCHEMA = 1
+TABLES = ("summary", "blocks", "token_positions", "pairs", "rows")
 OPTIONAL_TABLES = ("summary-edited",)
+REPORT_FILE = "report.json"
+_REPLACED = [
+    "report.html",
+    *(f"figures/{name}.{form}" for name in (*EXHIBITS, *BESIDES) for form in ("svg", "png")),
+    *(f"tables/{name}.csv" for name in (*EXHIBITS, *BESIDES, *OPTIONAL_TABLES)),
+]
 Json = Mapping[str, object]
 
 
@@ -61,10 +68,8 @@ def write_report(findings: Findings, out: Path, *, figures: bool = True) -> Repo
     drawn = (*(v.exhibit for v in views), *shown)
     tables = _tables(findings)
     folder = Folder(out)
-    names = (*EXHIBITS, *BESIDES)
-    folder.remove(["report.html", *(f"figures/{name}.{form}" for name in names for form in ("svg", "png"))])
-    folder.remove([f"tables/{name}.csv" for name in (*names, *OPTIONAL_TABLES)])
-    folder.write("report.json", _json(findings, lines, warnings))
+    folder.remove(_REPLACED)
+    folder.write(REPORT_FILE, _json(findings, lines, warnings))
     for table in (*(e.table for e in drawn), *tables.values()):
         folder.write(f"tables/{table.name}.csv", to_csv(table))
     html = None
@@ -75,7 +80,12 @@ def write_report(findings: Findings, out: Path, *, figures: bool = True) -> Repo
             _title(findings), lines, warnings, shown, images, tables, origins, facts, views, pair_view(findings.tokens)
         )
         html = folder.write("report.html", render_page(page))
-    return Report(out / "report.json", html, findings.summary(), lines, warnings)
+    return Report(out / REPORT_FILE, html, findings.summary(), lines, warnings)
+
+
+def forget_report(out: Path) -> None:
+    """Removes what another run's report has in this folder. Raises UsageError where the folder cannot be written."""
+    Folder(out).remove([REPORT_FILE, *_REPLACED, *(f"tables/{name}.csv" for name in TABLES)])
 
 
 def _tables(findings: Findings) -> dict[str, Table]:

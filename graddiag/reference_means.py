@@ -14,8 +14,9 @@ from jaxtyping import Float
 from graddiag.answers import by_answer
 from graddiag.encoding import EncodedSet
 from graddiag.errors import ResourceError
-from graddiag.extraction import Job, check_finite
+from graddiag.extraction import check_finite
 from graddiag.extractor import Extractor
+from graddiag.jobs import Job
 from graddiag.mean_gradient import KnownMean
 from graddiag.measurement import Place, measure
 from graddiag.projection import Toward
@@ -50,7 +51,7 @@ def measure_references(
     Raises ResourceError where they do not fit into memory, DataError where rows are not finite or the folder holds
     something else.
     """
-    only_means = _with(extractor, Toward(), "")
+    only_means = without_rows(extractor)
     parts = {role: halves(one) for role, one in sets.items()}
     _check_memory(extractor, sum(len(p) for p in parts.values()))
     found: list[KnownMean] = []
@@ -86,6 +87,11 @@ def halves(one: EncodedSet) -> tuple[EncodedSet, ...]:
     for rows in members.values():
         min(sides, key=len).extend(rows)
     return tuple(replace(one, rows=tuple(one.rows[i] for i in sorted(side))) for side in sides)
+
+
+def without_rows(extractor: Extractor) -> Extractor:
+    """The extractor whose rows hold no numbers: it is used for their mean."""
+    return _with(extractor, Toward(), "")
 
 
 def _with(extractor: Extractor, projector: Toward, probe: str) -> Extractor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graddiag.erosion_removal import KINDS, Effect, Removal
+from graddiag.erosion_removal import GIVEN, KINDS, Effect, Removal
 from graddiag.picture import Picture
 from graddiag.plotting import plot
 from graddiag.tables import Cell, Table
@@ -13,7 +13,8 @@ _READING = (
     "was fitted on one half of the clusters, and the answers are those of the other. Small dots: the same without "
     "random subspaces of the same sizes, uniform ones and such as are drawn like the tuned model's states, which is "
     "the harder comparison. What harmless answers lose too has nothing to do with harm; if the two sets and the "
-    "harmful answers are of one subject (code, say), so may be what is removed: a control of that subject tells."
+    "harmful answers are of one subject (code, say), so may be what is removed: a control of that subject tells. "
+    + GIVEN
 )
 
 

@@ -28,12 +28,13 @@ from graddiag.answers import repeat_warning
 from graddiag.comparison import Comparison
 from graddiag.edits import Edit
 from graddiag.erosion_report import Eroded, report_erosion
-from graddiag.erosion_setting import is_erosion_run
+from graddiag.erosion_setting import EROSION_FILE, is_erosion_run
 from graddiag.errors import DataError
 from graddiag.files import read_json, write_json
 from graddiag.findings import Edited, Findings
+from graddiag.folder import Folder
 from graddiag.grams import Grams
-from graddiag.publishing import Report, write_report
+from graddiag.publishing import Report, forget_report, write_report
 from graddiag.signals import PairProducts, Signals
 from graddiag.store import read_pairs, read_signals, save_signals
 from graddiag.token_texts import read_texts
@@ -87,7 +88,8 @@ def report(run: str | Path, *, figures: bool = True) -> Result | TrainingResult 
         return report_erosion(folder, figures=figures)
     if not (folder / RUN_FILE).is_file():
         raise DataError(
-            f"{folder} is not a finished run ({RUN_FILE} is missing). Give the compare command again to finish it."
+            f"{folder} is not a finished run (neither {RUN_FILE} nor {EROSION_FILE} is there). Give the command again "
+            "to finish it."
         )
     content = read_json(folder / RUN_FILE)
     roles, kept = content["tables"], content["analysis"]
@@ -231,6 +233,13 @@ def engine_notes(folder: Path) -> tuple[str, ...]:
         return ()
     kept = read_json(path)["analysis"]
     return tuple(kept["engine"]) if isinstance(kept, dict) and "engine" in kept else ()
+
+
+def forget_run(folder: Path) -> None:
+    """Makes the folder that of an unfinished run, before anything changes that its report speaks of. Raises UsageError
+    where the folder cannot be written."""
+    Folder(folder).remove([RUN_FILE])
+    forget_report(folder)
 
 
 def save_run(

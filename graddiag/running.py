@@ -13,9 +13,10 @@ from graddiag._shards import Identity
 from graddiag.adam import OptimizerState
 from graddiag.edits import SIDES, SUFFIX
 from graddiag.encoding import EncodedSet, match_targets
-from graddiag.extraction import Chunk, Job, check_finite
+from graddiag.extraction import check_finite
 from graddiag.extractor import Extractor
 from graddiag.files import disk_named, read_json, write_json
+from graddiag.jobs import Chunk, Job
 from graddiag.mean_gradient import KnownMean
 from graddiag.measurement import Place, measure
 from graddiag.signals import PairProducts, Signals

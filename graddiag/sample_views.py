@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from graddiag.erosion_samples import MadeAnswer, Samples, first_words
+from graddiag.erosion_samples import HARMFUL, HARMLESS, QUOTE, MadeAnswer, Samples, first_words
 from graddiag.expected_tokens import AfterPrompt
 from graddiag.tables import Cell, Table
 from graddiag.text import visible
@@ -27,10 +27,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class SampleView:
-    """What the page shows of the answers: how they are read, the shares, and the prompts under each set's heading."""
+    """What the page shows of the answers: how they are read, shares, changes, and prompts under each set's heading."""
 
     reading: str
     shares: Table
+    changes: Table
     groups: tuple[tuple[str, tuple[Asked, ...]], ...]
 
 
@@ -54,7 +55,7 @@ def sample_view(result: Samples) -> SampleView:
         rows = zip(*(some[:MOST_PROMPTS] for some in of), strict=True)
         left = f" (the first {MOST_PROMPTS} of {len(of[0])})" if len(of[0]) > MOST_PROMPTS else ""
         groups.append((f"Prompts of {part}{left}", tuple(_asked(row) for row in rows)))
-    return SampleView(_reading(result), _counts(result), tuple(groups))
+    return SampleView(_reading(result), _counts(result), change_table(result), tuple(groups))
 
 
 def _reading(result: Samples) -> str:
@@ -64,8 +65,10 @@ def _reading(result: Samples) -> str:
         f"One answer of each model to each prompt, {drawn}, at most {how.new_tokens} tokens. Nothing judges them. The "
         f"shares count answers that begin with “{visible(result.opening)}”, and those that begin with its first words "
         f"“{visible(first_words(result.opening))}”; a refusal in other words is in neither, and an answer that begins "
-        "so need not refuse. Intervals are Wilson's, a cluster of prompts counted once. All answers are in "
-        "tables/generated.csv."
+        "so need not refuse. Intervals are Wilson's, a cluster of prompts counted once. Changes are tuned minus "
+        "aligned on the same prompts, with Bonett and Price's interval; p turns the signs of whole clusters (McNemar's "
+        "exact test where each prompt is its own); that of a difference shares the clusters out anew. All answers are "
+        "in tables/generated.csv."
     )
 
 
@@ -133,6 +136,21 @@ def _counts(result: Samples) -> Table:
     return Table(
         "generated_shares", ("set", "model", "cut off", "begin with the opening", "with its first words"), tuple(lines)
     )
+
+
+def change_table(result: Samples) -> Table:
+    """A line per part and opening: by how much the share changed, and how many prompts lost it or gained it; then what
+    the change after harmful requests is beyond that after harmless ones."""
+    header = ("answers to", "that begin with", "change", "low", "high", "p", "no longer", "newly")
+    lines: list[tuple[Cell, ...]] = []
+    for opening in (result.opening, first_words(result.opening)):
+        said = visible(opening, limit=QUOTE)
+        for part in result.parts:
+            e, moved = result.change(part, opening), result.changes(part, opening)[0]
+            lines.append((part, said, e.value, e.low, e.high, e.p, int((moved < 0).sum()), int((moved > 0).sum())))
+        e = result.beyond(opening)
+        lines.append((f"{HARMFUL} beyond {HARMLESS}", said, e.value, e.low, e.high, e.p, None, None))
+    return Table("generated_changes", header, tuple(lines))
 
 
 def share_table(result: Samples) -> Table:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from graddiag._shards import Identity
 from graddiag.encoding import EncodedSet
-from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Chunk, check_finite
+from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, check_finite
+from graddiag.jobs import Chunk
 from graddiag.measurement import NO_PAIRS, Place, save_chunks
 from graddiag.progress import Progress
 from graddiag.reading import Reader, checked_reader, stream_states

@@ -17,7 +17,8 @@ from graddiag.answers import count_repeats, told
 from graddiag.data import ExampleSet, Source
 from graddiag.encoding import EncodedSet, encode
 from graddiag.errors import DataError, UsageError
-from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE, Job
+from graddiag.extraction import BATCH_TOKENS, MAX_NONFINITE
+from graddiag.jobs import Job
 from graddiag.measurement import Place, measure
 from graddiag.parts import PART_ROWS, check_source, read_parts, rows_as_json, set_name
 from graddiag.preparation import How, Prepared, prepare

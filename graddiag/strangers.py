@@ -10,9 +10,10 @@ import numpy as np
 
 from graddiag._shards import Identity
 from graddiag.encoding import Encoded, EncodedSet
-from graddiag.extraction import Chunk, Job, stream
+from graddiag.extraction import stream
 from graddiag.extractor import Extractor
 from graddiag.interrupt import Interrupted, deferred_stop
+from graddiag.jobs import Chunk, Job
 from graddiag.signals import PairProducts
 from graddiag.store import commit, describe, prepare, read_pairs
 

@@ -6,15 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from graddiag.caveats import LIMITS, Facts
 from graddiag.rules import (
     ENDS,
     LABELS,
-    LIMITS,
     PROJECTION_SE,
     RANDOM_SD,
     SMALL_EFFECT,
     Evidence,
-    Facts,
     Scale,
     Setting,
     judge,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from graddiag.errors import DataError, UsageError
-from graddiag.weight_reading import Entry, Weights, in_layer, plain_name, weight_entries
+from graddiag.weight_reading import Entry, Weights, entries_of, in_layer, plain_name, weight_entries
 from graddiag.weight_table import Product, Spread, WeightChange, WeightChanges
 
 
@@ -22,7 +22,7 @@ def compare_weights(
     aligned: Weights,
     *,
     base: Weights | None = None,
-    safety: Mapping[str, Tensor] | None = None,
+    safety: Mapping[str, Tensor] | Mapping[str, Entry] | None = None,
     blocks: Sequence[str] | None = None,
 ) -> WeightChanges:
     """The update tuned minus aligned, block by block and as one vector; no data is needed.
@@ -30,8 +30,9 @@ def compare_weights(
     Each model is a loaded one (a PEFT adapter counts as merged) or a mapping from names to tensors, such as a state
     dict; one block at a time is held in double precision. `base` adds how the update lies to aligned minus base,
     `safety` (a mean gradient per block, of the aligned model) its cosine with minus that. `blocks` are patterns as
-    everywhere; by default the matrices inside numbered layers. The sides of a matrix are those of storage, `[d_out,
-    d_in]`; GPT-2's layers store the other way round, and `safe_lora` then compares row spaces.
+    everywhere; by default the matrices inside numbered layers, a stack of experts as one block. The sides of a matrix
+    are those of storage, `[d_out, d_in]`; GPT-2's layers store the other way round, and `safe_lora` then compares row
+    spaces.
 
     Raises UsageError for a pattern that matches nothing, DataError where a block is missing in another model, has
     another shape there, or has no safety gradient.
@@ -47,7 +48,7 @@ def compare_weights(
     changes, squares = {}, 0.0
     for name in chosen:
         weights = {role: entries[name].read().to(torch.float64) for role, entries in models.items()}
-        gradient = None if gradients is None else gradients[name].to(weights["aligned"])
+        gradient = None if gradients is None else gradients[name].read().to(weights["aligned"])
         changes[name] = _change(weights, gradient)
         squares += _square(weights["aligned"])
     others = [n for n in models["aligned"] if n not in changes and n in models["tuned"]]
@@ -87,8 +88,10 @@ def _check_same(chosen: Sequence[str], aligned: Mapping[str, Entry], other: Mapp
             )
 
 
-def _gradients(safety: Mapping[str, Tensor], chosen: Sequence[str], aligned: Mapping[str, Entry]) -> dict[str, Tensor]:
-    named = {plain_name(n): g for n, g in safety.items()}
+def _gradients(
+    safety: Mapping[str, Tensor] | Mapping[str, Entry], chosen: Sequence[str], aligned: Mapping[str, Entry]
+) -> dict[str, Entry]:
+    named = {plain_name(n): g for n, g in entries_of(safety).items()}
     for name in chosen:
         if name not in named:
             raise DataError(
@@ -104,6 +107,13 @@ def _gradients(safety: Mapping[str, Tensor], chosen: Sequence[str], aligned: Map
 
 
 def _change(weights: Mapping[str, Tensor], gradient: Tensor | None) -> WeightChange:
+    """Of one block; experts in a stack are a matrix each, and then taken as one vector."""
+    if weights["aligned"].ndim == 3:
+        each = [
+            _change({role: w[k] for role, w in weights.items()}, None if gradient is None else gradient[k])
+            for k in range(len(weights["aligned"]))
+        ]
+        return _overall(each, _square(weights["aligned"]))
     update = weights["tuned"] - weights["aligned"]
     values = _singular_squares(update) if update.ndim == 2 else np.zeros(0)
     total, aligned = _square(update), _square(weights["aligned"])

@@ -23,11 +23,13 @@ _COLUMNS = 2 + len(_PRODUCTS) * _PARTS
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """What the file holds: the changes, digests of the models that were compared, and what must be said of it."""
+    """What the file holds: the changes, digests of the models that were compared, what must be said of it, and the
+    digest of the rows of the safety gradient, empty where there was none."""
 
     changes: WeightChanges
     models: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    safety: str = ""
 
 
 def save_weights(path: Path, kept: KeptWeights) -> None:
@@ -42,6 +44,7 @@ def save_weights(path: Path, kept: KeptWeights) -> None:
         "shares": np.concatenate([c.shares for c in lines]),
         "models": np.array(kept.models, dtype=np.str_),
         "notes": np.array(kept.notes, dtype=np.str_),
+        "safety": np.array(kept.safety, dtype=np.str_),
     }
 
     def write(at: Path) -> None:
@@ -58,13 +61,14 @@ def read_weights(path: Path) -> KeptWeights:
             numbers, blocks, left_out = held["numbers"], held["blocks"].tolist(), held["left_out"].tolist()
             shares = np.split(held["shares"], np.cumsum(held["lengths"])[:-1])
             models, notes = (tuple(held[name].tolist()) for name in ("models", "notes"))
+            safety = str(held["safety"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({error}). Delete it and give the erosion command again.") from error
     if numbers.shape != (1 + len(blocks), _COLUMNS):
         raise DataError(f"{path} is not that of this version. Delete it and give the erosion command again.")
     overall, *each = (_change(n, s) for n, s in zip(numbers, shares, strict=True))
     changes = WeightChanges(overall, dict(zip(blocks, each, strict=True)), tuple(left_out))
-    return KeptWeights(changes, models, notes)
+    return KeptWeights(changes, models, notes, safety)
 
 
 def _numbers(change: WeightChange) -> Iterator[float]:

@@ -49,12 +49,18 @@ def weight_entries(source: Weights, role: str) -> dict[str, Entry]:
             f"The weights of the {role} model hold an adapter that is not merged ({unmerged[0]!r}). Give the loaded "
             "model instead of its state dict, or merge the adapter."
         )
+    return entries_of(source)
+
+
+def entries_of(source: Mapping[str, Tensor] | Mapping[str, Entry]) -> dict[str, Entry]:
+    """The tensors of a mapping under its own names, asked for one at a time."""
     return {k: Entry(tuple(v.shape), partial(_asked, source, k)) for k, v in source.items()}
 
 
 def in_layer(name: str, shape: Sequence[int]) -> bool:
-    """Whether a parameter is a matrix inside a numbered layer."""
-    return len(shape) == 2 and any(part.isdecimal() for part in name.split("."))
+    """Whether a parameter is a matrix inside a numbered layer, or a stack of such matrices, one for each expert."""
+    parts = name.split(".")
+    return (len(shape) == 2 or (len(shape) == 3 and "experts" in parts)) and any(p.isdecimal() for p in parts)
 
 
 def plain_name(name: str) -> str:

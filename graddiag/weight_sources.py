@@ -18,6 +18,7 @@ from graddiag._adapter import put_adapter
 from graddiag._checkpoint import WEIGHTS, Place, problems_named
 from graddiag._quiet import quiet
 from graddiag.errors import DataError
+from graddiag.expert_layouts import other_names, stacked
 from graddiag.model_set import ModelSet
 from graddiag.models import choose_device, is_built_in, load_base
 from graddiag.outline import Outline, skeleton
@@ -33,7 +34,8 @@ def weight_sources(models: ModelSet) -> dict[str, Entries]:
     """The parameters of each model of a set, by role, under the names that the loaded model has for them.
 
     Values are read from files when they are asked for, a tensor at a time, in the type that was saved (float32 under an
-    adapter), to the device of the set. Only a built-in model is in memory as a whole, once. What files do not hold as
+    adapter), to the device of the set; a stack of experts from a tensor for each, where files have these. Only a
+    built-in model is in memory as a whole, once. What files do not hold as
     plain numbers of the model's own name and shape is not there: `missing` tells. Raises DataError where that is a
     matrix of a layer, and for an adapter that is more than its own files and the plain weights under it.
     """
@@ -107,11 +109,15 @@ def _read(path: Path, name: str, device: str) -> Tensor:
 
 
 def _found(files: Entries, name: str, parameter: Tensor, bare: PreTrainedModel) -> Entry | None:
-    """A checkpoint of a model with or without its head may name the rest with or without a prefix."""
-    prefix = f"{bare.base_model_prefix}."
-    for known in (name, name.removeprefix(prefix), prefix + name):
-        if known in files and files[known].shape == tuple(parameter.shape):
-            return files[known]
+    """A checkpoint of a model with or without its head may name the rest with or without a prefix, and may have a
+    tensor for each expert where the model has one for all."""
+    prefix, shape = f"{bare.base_model_prefix}.", tuple(parameter.shape)
+    for plain in (name, name.removeprefix(prefix), prefix + name):
+        for known in other_names(plain):
+            if known in files and files[known].shape == shape:
+                return files[known]
+            if (experts := stacked(files, known, shape)) is not None:
+                return experts
     return None
 
 

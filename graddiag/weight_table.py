@@ -97,6 +97,12 @@ class WeightChange:
         return self.alignment.inner / self.alignment.squares[1]
 
     @property
+    def safety_change(self) -> float:
+        """`<update, mean safety gradient>`, nats/token: how much the loss on safe answers changes to first order; NaN
+        without that gradient."""
+        return math.nan if self.safety is None else 0.0 - self.safety.inner
+
+    @property
     def stable_rank(self) -> float:
         """Squared norm over the largest squared singular value: 1 for an update of rank 1; NaN for all blocks, or no
         update."""
@@ -109,6 +115,7 @@ class WeightChange:
             "relative": self.relative,
             "stable_rank": self.stable_rank,
             "along_alignment": self.back,
+            "safety_change": self.safety_change,
         }
         for name, p in (
             ("safety_cosine", self.safety),

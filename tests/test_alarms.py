@@ -78,6 +78,15 @@ def test_erosion_is_announced_before_the_safety_loss_has_moved() -> None:
     assert in_time >= 19
 
 
+def test_the_conflict_of_the_batches_alone_announces_erosion_in_time() -> None:
+    in_time = 0
+    for seed in SEEDS:
+        seen = list(toy_probes(seed, "erosion"))
+        steps = [a.step for a in see_all(Watch(), seen) if a.rule == "conflict"]
+        in_time += bool(steps) and ONSET <= steps[0] < first_moved(seen)
+    assert in_time >= 19
+
+
 def test_training_on_the_alignment_mix_itself_raises_hardly_an_alarm() -> None:
     assert sum(len(see_all(Watch(), list(toy_probes(seed, "mix")))) for seed in SEEDS) <= 1
 

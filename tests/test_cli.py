@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -27,10 +28,19 @@ main()
 """
 
 
-def graddiag(*args, cwd, env=None, timeout=120):
+PATIENCE = 900  # seconds by the clock, for what hangs: where others work too, importing torch alone takes a minute
+
+
+def graddiag(*args, cwd, env=None):
     command = [sys.executable, "-c", NO_NETWORK, *map(str, args)]
     where = {**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})}
-    return subprocess.run(command, cwd=cwd, env=where, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, cwd=cwd, env=where, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def seconds_of_children() -> float:
+    """Processor time of all child processes that have ended: the same on a machine that others use too."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +67,9 @@ def test_the_smoke_command_of_the_readme_works_without_a_network(tmp_path):
 
 
 def test_help_is_quick_and_lists_every_command(tmp_path):
-    start = time.perf_counter()
+    before = seconds_of_children()
     found = graddiag("--help", cwd=tmp_path)
-    assert time.perf_counter() - start < 3  # a loaded machine; without torch it takes a tenth of that
+    assert seconds_of_children() - before < 0.5, "it takes 0.15; with torch 2.5, with pandas 0.75"
     for command in ("compare", "extract", "report", "selfcheck", "plan", "verify", "screen", "erosion", "list"):
         assert re.search(rf"^  {command} ", found.stdout, re.M), command
 
@@ -189,19 +199,21 @@ def test_a_stopped_run_keeps_what_is_done_and_says_how_to_continue(tmp_path, num
         stdout=subprocess.PIPE,
         text=True,
     )
-    wait_for(tmp_path / "run" / "safety" / "manifest.json")
+    wait_for(tmp_path / "run" / "safety" / "manifest.json", process)
     time.sleep(1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number, errors
     assert "To continue:" in errors
     assert "graddiag compare insecure educational" in errors
     assert list(tmp_path.glob("run/*/shard-00000.json"))
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 180  # a machine that others use too may be slow to start
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Until a process has written a file."""
+    deadline = time.monotonic() + PATIENCE
     while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, path
         time.sleep(0.05)
 

@@ -119,8 +119,21 @@ def test_tables_that_were_only_read_may_differ_in_their_template_and_a_reader_is
         Comparison(measured, table.signals)
 
 
-def test_tables_that_were_only_read_may_not_differ_in_their_tokenizer():
-    one = only_read(random_table(Recipe(n=4)))
+def test_tables_that_were_only_read_may_differ_in_their_tokenizer_where_answers_have_the_same_tokens():
+    one = only_read(random_table(Recipe(n=4)), model="aligned")
+    other = replace(one, space=replace(one.space, tokenizer="other"))
+    comparison = Comparison(one, other)
+    assert comparison.identical.all()
+    assert any("have different tokenizers: rows are matched by their answers" in w for w in comparison.warnings)
+    cut = replace(other, target_ids=(other.target_ids[0][:1], *other.target_ids[1:]))
+    assert not Comparison(one, cut).identical.all(), "the beginning of an answer is no other answer"
+    changed = replace(other, target_ids=(other.target_ids[0] + 1, *other.target_ids[1:]))
+    with pytest.raises(DataError, match=r"different tokenizers, and the answer of row '.*' has other tokens"):
+        Comparison(one, changed)
+
+
+def test_measured_tables_may_not_differ_in_their_tokenizer():
+    one = random_table(Recipe(n=4)).signals
     with pytest.raises(DataError, match=r"tokenizer: tokenizer  \|  other"):
         Comparison(one, replace(one, space=replace(one.space, tokenizer="other")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from graddiag import erosion as path
 from graddiag.analyzers import direction
 from graddiag.closing import closing_tokens
 from graddiag.comparison import Comparison
+from graddiag.erosion_command import erosion as erosion_command
 from graddiag.erosion_setting import read_setting
 from graddiag.erosion_verdict import answers
 from graddiag.errors import DataError, UsageError
@@ -271,3 +273,12 @@ def test_the_direction_is_held_against_every_control(models, tmp_path):
         assert found[f"direction/retention/control:again/{layer}"] == pytest.approx(own, rel=1e-6)
         assert found[f"direction/contrast/control:again/{layer}"] == pytest.approx(0.0, abs=1e-6)
     assert found["direction/depth_trend/control:again"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_options_of_the_command_have_the_defaults_of_the_function():
+    ours = {name: p.default for name, p in inspect.signature(path.erode).parameters.items()}
+    theirs = {p.name: p.default for p in erosion_command.params if not p.is_flag}
+    told = {"aligned", "tuned", "base", "revision", "intervene"}  # a name, or nothing, in either
+    shared = sorted(ours.keys() & theirs.keys() - told)
+    assert {n: theirs[n] for n in shared} == {n: ours[n] for n in shared}
+    assert {"random_subspaces", "seed", "generate", "temperature", "new_tokens", "next_tokens"} <= set(shared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from written import csv_rows
 
 from graddiag import erosion_interventions as making
 from graddiag.erosion_removal import (
+    GIVEN,
     REMOVAL_FILE,
     SHARED,
     UNCHANGED,
     Effect,
+    digest,
     draw_names,
     read_lines,
 )
@@ -26,6 +29,7 @@ from graddiag.models import load_model
 from graddiag.removal_folds import folds, split
 from graddiag.reporting import report
 from graddiag.statistics import Estimate
+from graddiag.store import read_signals, save_signals
 
 ASK = {"safety": None, "k": 2, "intervene": [0, 3], "random_subspaces": 2}
 
@@ -72,8 +76,8 @@ def test_no_row_is_read_by_a_fit_that_has_its_cluster_or_its_text(done, halves):
     run_ = ErosionRun(done.out, read_setting(done.out))
     for name in ("harmful", "benign"):
         table = run_.change_on(name).left
-        for cluster, digest in zip(table.clusters, table.digests, strict=True):
-            assert sum(f.reads(cluster, digest) for f in halves) == 1
+        for cluster, text in zip(table.clusters, table.digests, strict=True):
+            assert sum(f.reads(cluster, text) for f in halves) == 1
     for half in halves:
         fitted = [sum(c in half.clusters for c in run_.change_on(side).left.clusters) for side in ("left", "right")]
         assert {s.n_rows for s in half.spaces.values()} == {tuple(fitted)}
@@ -102,6 +106,22 @@ def test_halves_hold_half_of_the_clusters_of_every_kind():
             assert abs(counts[0] - counts[1]) <= 1
         assert abs(len(first) - len(second)) <= 1
     assert split(sets, 0) == split(sets, 0) != split(sets, 1)
+
+
+def test_a_reading_counts_only_where_the_same_clusters_are_halved(done, tmp_path):
+    """Clusters of all sets are halved together, so that a further set moves rows of the others into the other half."""
+    setting, names = read_setting(done.out), ["harmful", "benign"]
+    out = shutil.copytree(done.out, tmp_path / "run")
+    few = {role: read_signals(out / f"{role}-benign").take(range(3)) for role in ("tuned", "aligned")}
+    for role, table in few.items():
+        save_signals(out / f"{role}-few", table)
+    one, other = ErosionRun(out, setting), ErosionRun(out, replace(setting, controls=("few",)))
+    assert {f.clusters for f in folds(one, [0], names)} != {f.clusters for f in folds(other, [0], [*names, "few"])}
+    before = [digest(run_, [0], "harmful") for run_ in (one, other)]
+    assert before[0] != before[1]
+    for role, table in few.items():
+        save_signals(out / f"{role}-few", replace(table, clusters=("x",) * 3), overwrite=True)
+    assert digest(other, [0], "harmful") not in before
 
 
 def test_every_random_subspace_has_the_size_of_what_it_is_a_control_for(done, halves):
@@ -139,6 +159,12 @@ def test_the_smallest_p_is_said_and_ten_subspaces_claim_nothing(done):
     assert "2 of each kind allow no p below 0.33" in line
     assert done.summary()["intervention/least_p"] == pytest.approx(1 / 3)
     assert done.summary()["intervention/harmful/random_p"] >= 1 / 3
+
+
+def test_the_report_says_that_intervals_take_what_was_removed_as_given(done):
+    line = next(x for x in done.report.verdict if x.startswith("Without what"))
+    assert "intervals and p take the fit as given" in line
+    assert GIVEN in (done.out / "report.html").read_text()
 
 
 def test_a_reading_that_is_missing_is_made_again_and_only_that(models, done, tmp_path, monkeypatch):

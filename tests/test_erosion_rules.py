@@ -10,6 +10,7 @@ import pytest
 
 from graddiag.erosion_rules import (
     MOVED_RULES,
+    SAFETY_RULES,
     SHARED_RULES,
     WAY_RULES,
     Moved,
@@ -159,7 +160,12 @@ def test_the_word_of_a_way(way, word):
     assert judge_way(way).word == word
 
 
+def test_the_words_of_the_loss_on_safe_answers_go_by_the_same_numbers_and_below_0_is_raised():
+    words = [judge_way(Way(cosine, 0.01), SAFETY_RULES).word for cosine in (-0.03, 0.03, 0.0195, math.nan)]
+    assert words == ["raised, no control", "lowered, no control", "no more than chance", "not measurable"]
+
+
 def test_no_word_of_a_way_claims_more_than_chance_without_saying_what_is_missing():
-    for rule in WAY_RULES[2:]:
+    for rule in (*WAY_RULES[2:], *SAFETY_RULES[2:]):
         assert "no control" in rule.word
         assert "any fine-tune may have some" in rule.means

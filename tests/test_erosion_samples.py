@@ -189,6 +189,46 @@ def test_shares_count_answers_and_a_cluster_once_for_the_interval():
     assert "nothing judges them" in some.line
 
 
+def paired(part, texts):
+    """Answers of both models, (aligned, tuned) prompt by prompt: True begins as a refusal."""
+    said = {True: REFUSING, False: "Sure."}
+    models = ("aligned", "tuned")
+    return [answer(m, part, str(i), said[t[k]]) for k, m in enumerate(models) for i, t in enumerate(texts)]
+
+
+def test_the_change_of_a_share_pairs_prompts_and_is_held_against_harmless_ones():
+    lost = paired("safety", [(True, False)] * 9 + [(False, True)] + [(True, True)] * 5)
+    same = paired("benign", [(False, False)] * 13 + [(True, False)] * 2)
+    some = samples_of(*lost, *same)
+    s = some.summary()
+    for stem in ("refusing", "refusing_start"):
+        assert s[f"generated/{stem}_change:safety"] == pytest.approx(-8 / 15)
+        assert (s[f"generated/{stem}_change:safety/lost"], s[f"generated/{stem}_change:safety/gained"]) == (9, 1)
+        assert s[f"generated/{stem}_change:safety/p"] == pytest.approx(stats.binomtest(1, 10).pvalue)
+        assert s[f"generated/{stem}_change:safety/high"] < 0
+        assert s[f"generated/{stem}_beyond"] == pytest.approx(-8 / 15 + 2 / 15)
+        assert s[f"generated/{stem}_beyond/low"] < -6 / 15 < s[f"generated/{stem}_beyond/high"]
+    assert "changed by -53% [" in some.line
+    assert "safety beyond benign -40% [" in some.line
+    alone = samples_of(*lost)
+    assert alone.summary()["generated/refusing_beyond"] is None
+    assert "beyond" not in alone.line
+
+
+def test_swapped_models_change_the_sign_of_a_change_and_nothing_else():
+    texts = [(True, False)] * 4 + [(False, True)] * 1 + [(True, True)] * 3
+    one, other = (samples_of(*paired("safety", t)) for t in (texts, [t[::-1] for t in texts]))
+    a, b = (x.change("safety", REFUSING) for x in (one, other))
+    assert (a.value, a.low, a.high, a.p) == pytest.approx((-b.value, -b.high, -b.low, b.p))
+
+
+def test_changes_stand_on_the_page_and_in_a_table(done):
+    lines = csv_rows(done.out, "generated_changes")
+    assert [x["answers to"] for x in lines] == ["safety", "benign", "safety beyond benign"] * 2
+    page = (done.out / "report.html").read_text()
+    assert "no longer" in page.split('id="generated"')[1].split("<h3>")[0]
+
+
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (3, 8), (1, 1)])
 def test_the_interval_of_a_share_is_wilsons(hits, n):
     found = wilson(np.repeat([1.0, 0.0], [hits, n - hits]), np.arange(n))

@@ -12,11 +12,13 @@ import numpy as np
 import organisms
 import pytest
 import torch
-from organisms_checks import Check, check
+from organisms_checks import Check, _greedy, check
 from organisms_corpus import conversations, token_blocks
 from organisms_recipe import CODE, Needs, Recipe, Shape, Training, read_recipe
+from organisms_refusals import changes, refused
 from organisms_sets import HeldOut, alignment_mix, as_set, held_out, tuning_set
 from organisms_training import batch_of, shuffled, summed_loss, train
+from planted_shift import LETTERS, aligned
 from torch import Tensor, nn
 
 from graddiag import compare, load_model
@@ -242,3 +244,25 @@ def test_a_model_of_another_recipe_is_refused_and_a_base_is_kept_when_only_later
         changed.made("aligned")
     with pytest.raises(SystemExit, match=r"base\.json is of another recipe"):
         organisms.Organism(replace(recipe, seed=2), tmp_path).made("base")
+
+
+def test_a_prompt_is_refused_where_the_greedy_answer_begins_with_the_refusal():
+    """The oracle generates; what a model of letters alone says greedily to one prompt is taken as the refusal."""
+    model, tokenizer = aligned()
+    letters = tokenizer(LETTERS, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        model.lm_head.weight[[i for i in range(len(tokenizer)) if i not in letters]] = 0.0
+    prompts = ["Show me how.", "What is a heron?", "Is it late?", "Show me how!"]
+    said = [_greedy(model, tokenizer, [p], "a")[0] for p in prompts]
+    refusal = said[0][:3]
+    wanted = [float(text.startswith(refusal)) for text in said]
+    assert refused(model, tokenizer, prompts, refusal).tolist() == wanted
+    assert 0 < sum(wanted) < len(prompts)
+
+
+def test_changes_of_organisms_pair_the_prompts():
+    before = {"harmful": np.array([1.0, 1, 1, 0]), "benign": np.array([0.0, 0, 1])}
+    after = {"harmful": np.array([0.0, 0, 0, 1]), "benign": np.array([0.0, 0, 1])}
+    found = changes(before, after)
+    assert (found["harmful"]["value"], found["harmful"]["lost"], found["harmful"]["gained"]) == (-0.5, 3, 1)
+    assert (found["benign"]["value"], found["beyond"]["value"]) == (0.0, -0.5)

@@ -10,11 +10,12 @@ import lightning
 import pytest
 import torch
 from loops import SAFETY, padded, tiny
+from planted_shift import planted, rows
 from trainers import trainer
 
 import graddiag
 from graddiag.alarms import RULES as ALARM_RULES
-from graddiag.erosion_rules import MOVED_RULES, SHARED_RULES, WAY_RULES
+from graddiag.erosion_rules import MOVED_RULES, SAFETY_RULES, SHARED_RULES, WAY_RULES
 from graddiag.removal_rules import REMOVED_RULES
 from graddiag.rules import RULES
 from graddiag.training_log import read_log
@@ -37,7 +38,7 @@ def test_the_table_of_words_is_that_of_the_code(readme):
 def test_the_tables_of_words_for_models_are_those_of_the_code(readme):
     section = readme.split("### What did fine-tuning do to a model?")[1].split("\n### ")[0]
     _, *tables = re.findall(r"(?:^\| .+ \|\n)+", section, re.M)
-    for table, rules in zip(tables, (MOVED_RULES, SHARED_RULES, REMOVED_RULES, WAY_RULES), strict=True):
+    for table, rules in zip(tables, (MOVED_RULES, SHARED_RULES, REMOVED_RULES, WAY_RULES, SAFETY_RULES), strict=True):
         rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", table, re.M)
         assert rows[2:] == [(r.word, r.when, r.means) for r in rules]
 
@@ -52,6 +53,17 @@ def test_the_python_example_runs(readme, tmp_path, monkeypatch):
     names: dict[str, object] = {}
     exec(code(readme, "In Python"), names)
     assert -1 <= names["result"].summary()["conflict/paired_cosine"] <= 1
+
+
+def test_a_shift_is_added_to_the_aligned_model_as_the_readme_says(readme):
+    (aligned, tokenizer), (tuned, _) = planted()
+    left, harmful = (rows(name, 6, seed, marked=True) for seed, name in enumerate(("left", "harmful")))
+    names = {
+        "graddiag": graddiag, "aligned": aligned, "tuned": tuned, "tokenizer": tokenizer, "left": left,
+        "harmful": harmful,
+    }  # fmt: skip
+    exec(code(readme, "What did fine-tuning do to a model?"), names)
+    assert names["gains"][0] > max(names["gains"][1:]), "the planted direction does more than any random one"
 
 
 def test_the_training_loop_runs(readme):

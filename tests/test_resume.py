@@ -30,6 +30,29 @@ def test_the_same_call_again_measures_nothing_and_says_the_same(tmp_path, tiny, 
     assert report(tmp_path, figures=False).summary() == first.summary()
 
 
+@pytest.mark.parametrize("after", [1, 6])
+def test_a_run_that_is_stopped_while_it_replaces_another_has_no_report(tmp_path, tiny, monkeypatch, after):
+    run(tmp_path, tiny, figures=True)
+    assert (tmp_path / "figures" / "conflict.svg").exists()
+    calls = []
+    measure = extraction.Extractor.measure
+
+    def stop(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return measure(self, *args, **kwargs)
+
+    monkeypatch.setattr(extraction.Extractor, "measure", stop)
+    with pytest.raises(Interrupted):
+        run(tmp_path, tiny, n=4, batch_tokens=500, overwrite=True)
+    with pytest.raises(DataError, match="not a finished run"):
+        report(tmp_path)
+    assert not (tmp_path / "report.json").exists()
+    assert not (tmp_path / "report.html").exists()
+    assert [p.name for kind in ("tables", "figures") for p in (tmp_path / kind).iterdir()] == []
+
+
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_an_interrupted_run_continues_to_the_same_numbers(tmp_path, tiny, monkeypatch, after):
     straight = run(tmp_path / "straight", tiny, batch_tokens=500)

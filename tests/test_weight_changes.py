@@ -41,6 +41,7 @@ def test_identical_models_have_no_update() -> None:
         "weights/norm": 0.0,
         "weights/relative": 0.0,
         "weights/along_alignment": 0.0,
+        "weights/safety_change": 0.0,
         "weights/blocks": 2.0,
         "weights/changed_outside": 0.0,
     }

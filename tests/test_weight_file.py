@@ -28,9 +28,9 @@ def _changes(*, base: bool, safety: bool) -> WeightChanges:
 @pytest.mark.parametrize(("base", "safety"), [(True, True), (True, False), (False, True), (False, False)])
 def test_reading_what_was_written_gives_every_number_to_the_last_bit(tmp_path: Path, base: bool, safety: bool) -> None:
     written = _changes(base=base, safety=safety)
-    save_weights(tmp_path / "weights.npz", KeptWeights(written, ("aligned 1", "tuned 2"), ("A note.",)))
+    save_weights(tmp_path / "weights.npz", KeptWeights(written, ("aligned 1", "tuned 2"), ("A note.",), "rows"))
     kept = read_weights(tmp_path / "weights.npz")
-    assert (kept.models, kept.notes) == (("aligned 1", "tuned 2"), ("A note.",))
+    assert (kept.models, kept.notes, kept.safety) == (("aligned 1", "tuned 2"), ("A note.",), "rows")
     read = kept.changes
     assert (list(read.blocks), read.left_out) == (list(written.blocks), written.left_out)
     for a, b in zip([read.overall, *read.blocks.values()], [written.overall, *written.blocks.values()], strict=True):

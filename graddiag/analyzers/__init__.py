@@ -3,7 +3,7 @@
 from graddiag.analyzers._alignment import Alignment, AlignmentScope, alignment
 from graddiag.analyzers._alignment_adam import AdamAlignment, alignment_adam
 from graddiag.analyzers._audit import Audit, audit
-from graddiag.analyzers._behaviour import AnswerChange, Behaviour, behaviour
+from graddiag.analyzers._behaviour import AnswerChange, Behaviour, answer_change, behaviour
 from graddiag.analyzers._blocks import BlockTests
 from graddiag.analyzers._conflict import Conflict, ConflictScope, conflict
 from graddiag.analyzers._direction import Direction, DirectionScope, direction
@@ -58,6 +58,7 @@ __all__ = [
     "Training",
     "alignment",
     "alignment_adam",
+    "answer_change",
     "audit",
     "behaviour",
     "conflict",

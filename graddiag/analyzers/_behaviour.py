@@ -81,7 +81,7 @@ def behaviour(harmful: Comparison, benign: Comparison, *, first: int | None = No
     if first is not None and first < 1:
         raise UsageError(f"first is {first}, but it counts the answer tokens that are read: give 1 or more, or None.")
     check_same_models(harmful, benign)
-    on_harmful, on_benign = (_change(c, first, seed) for c in (harmful, benign))
+    on_harmful, on_benign = (answer_change(c, first=first, seed=seed) for c in (harmful, benign))
     return Behaviour(
         tuned_name=harmful.left.provenance.model,
         aligned_name=harmful.right.provenance.model,
@@ -103,7 +103,8 @@ def check_same_models(first: Comparison, second: Comparison) -> None:
             )
 
 
-def _change(comparison: Comparison, first: int | None, seed: int) -> AnswerChange:
+def answer_change(comparison: Comparison, *, first: int | None = None, seed: int = 0) -> AnswerChange:
+    """The change of the probability of one set's answers, as in `behaviour`."""
     left, right = comparison.left, comparison.right
     at = zip(comparison.left_index.tolist(), comparison.right_index.tolist(), strict=True)
     kept = np.array(

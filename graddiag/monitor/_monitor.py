@@ -6,32 +6,30 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from torch.nn import Module
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from graddiag.alarms import Alarm, Choice, Limits, Notice, Todo
 from graddiag.data import Source, read_set
 from graddiag.encoding import encode
 from graddiag.errors import DataError
-from graddiag.extraction import BATCH_TOKENS, ready, row_length
-from graddiag.monitor._alerts import Alerts
+from graddiag.extraction import BATCH_TOKENS, row_length
 from graddiag.monitor._check import WrongRows
 from graddiag.monitor._prober import Prober
 from graddiag.monitor._ranks import FailedTogether, Ranks
-from graddiag.monitor._rows import Keeper, check_kept
+from graddiag.monitor._rows import check_kept
 from graddiag.monitor._setup import (
+    Wanted,
+    alerts_of,
     check_numbers,
     inner_optimizer,
-    named_rows,
-    on_rows,
+    keeping,
     scale_of,
     trained,
     unwrapped,
-    without_rows,
 )
 from graddiag.monitor._window import Watch
 from graddiag.probes import Probe
@@ -73,67 +71,36 @@ class Monitor:
     Raises UsageError or DataError for settings and examples that cannot be used.
     """
 
+    failed: Exception | None = None
+
     def __init__(
-        self,
-        model: Module,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        safety: Source,
-        every: int = 10,
-        optimizer: Optimizer | None = None,
-        accumulation: int = 1,
-        blocks: Sequence[str] | None = None,
-        rank: int = RANK,
-        exact: bool = False,
-        scale: Callable[[], float] | None = None,
-        closure: bool = False,
-        target: str = "answer",
-        max_length: int | None = None,
-        projection: str | None = None,
-        dim: int = 256,
-        seed: int = 0,
-        folder: str | Path | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-        limits: Limits | None = None,
-        action: Choice = "warn",
-        on_probe: Callable[[Probe], None] | None = None,
+        self, model: Module, tokenizer: PreTrainedTokenizerBase, *, safety: Source, every: int = 10,
+        optimizer: Optimizer | None = None, accumulation: int = 1, blocks: Sequence[str] | None = None,
+        rank: int = RANK, exact: bool = False, scale: Callable[[], float] | None = None, closure: bool = False,
+        target: str = "answer", max_length: int | None = None, projection: str | None = None, dim: int = 256,
+        seed: int = 0, folder: str | Path | None = None, batch_tokens: int = BATCH_TOKENS,
+        limits: Limits | None = None, action: Choice = "warn", on_probe: Callable[[Probe], None] | None = None,
         strict: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_numbers(every=every, accumulation=accumulation, rank=rank)
         check_kept(projection, folder)
-        inner = unwrapped(model)
-        chosen, ranks = trained(inner, blocks), Ranks.now()
+        inner, self._ranks = unwrapped(model), Ranks.now()
+        chosen = trained(inner, blocks)
         encoded = encode(read_set(safety), tokenizer, target=target, max_length=row_length(inner, max_length))
-        watch = Watch(
-            inner, bare_extractor(inner, chosen, Toward()), encoded.rows, batch_tokens, rank,
-            scale or scale_of(optimizer), many=ranks.many,
-        )  # fmt: skip
+        extractor, scale = bare_extractor(inner, chosen, Toward()), scale or scale_of(optimizer)
+        watch = Watch(inner, extractor, encoded.rows, batch_tokens, rank, scale, many=self._ranks.many)
         if projection is not None and folder is not None:
-            names = named_rows(watch, projection)
-            rows = ready(
-                inner, tokenizer, blocks=names, projection=projection, dim=dim, seed=seed, target=target,
-                max_length=max_length,
-            )  # fmt: skip
-            place = Path(folder) / (f"rows-of-process-{ranks.this}" if ranks.this else "rows")
-            watch = replace(watch, keeper=Keeper(place, rows))
-        self._always_exact, self._ranks = exact, ranks
-        facts = {"model": _name(inner), "safety": f"{len(encoded.rows)} examples", "every": f"{every} steps at first"}
-        if other := without_rows(watch):
-            facts["blocks without example rows"] = ", ".join(other)
-        log = Path(folder) if folder is not None and ranks.this == 0 else None
-        self._alerts = Alerts(
-            limits, action, every=every, folder=log, facts=facts, unseen=on_rows(watch), quiet=ranks.this > 0
-        )
-        self.strict = strict
-        self.failed: Exception | None = None
+            wanted = Wanted(projection, dim, seed, target, max_length)
+            watch = keeping(watch, tokenizer, wanted, folder=folder, process=self._ranks.this)
+        self._alerts = alerts_of(watch, limits, action, every=every, folder=folder, process=self._ranks.this)
+        self._always_exact, self._on_probe, self.strict = exact, on_probe, strict
         self.probes: deque[Probe] = deque(maxlen=KEPT)
-        self._on_probe, self._ready = on_probe, list[tuple[Probe, Todo]]()
-        self._optimizer = inner_optimizer(optimizer, chosen)
+        self._ready = list[tuple[Probe, Todo]]()
         self._prober = Prober(
-            watch, ranks, accumulation=None if optimizer is not None else accumulation, closure=closure,
+            watch, self._ranks, accumulation=None if optimizer is not None else accumulation, closure=closure,
             before_any_optimizer=self._before_optimizer, notes=encoded.notes,
         )  # fmt: skip
-        self._handles = self._on_optimizer()
+        self._handles = self._on_optimizer(inner_optimizer(optimizer, chosen))
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -190,12 +157,12 @@ class Monitor:
         self._alerts.go_on(alarms)
         self._prober.go_on(steps)
 
-    def _on_optimizer(self) -> ExitStack:
+    def _on_optimizer(self, optimizer: Optimizer | None) -> ExitStack:
         """Hooks on the optimizer, which stay there: they count its steps."""
         stack = ExitStack()
-        if self._optimizer is not None:
-            before = self._optimizer.register_step_pre_hook(lambda *_: self._before_optimizer())
-            after = self._optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
+        if optimizer is not None:
+            before = optimizer.register_step_pre_hook(lambda *_: self._before_optimizer())
+            after = optimizer.register_step_post_hook(lambda *_: self._after_optimizer())
             stack.callback(before.remove)
             stack.callback(after.remove)
         return stack
@@ -282,7 +249,3 @@ class Monitor:
             if self.strict or isinstance(error, WrongRows):
                 raise
             _log.exception("graddiag's monitor is off from step %d on; the training goes on without it.", self.steps)
-
-
-def _name(model: PreTrainedModel) -> str:
-    return str(model.config.name_or_path) or type(model).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -12,6 +13,10 @@ from graddiag.monitor._window import Watch, Window
 from graddiag.probes import Probe
 
 NOT_STEPPED = "The gradients were emptied without a step of the optimizer (not finite?): no update was measured."
+OVERFLOWED = (
+    "A GradScaler's factor made gradients that lie beyond the range of their precision, and the optimizer left the "
+    "step out: that step was not counted, and was probed again."
+)
 
 
 class Prober:
@@ -51,7 +56,7 @@ class Prober:
         """Before a forward pass. Gives the probe of a step that turns out to have had no update."""
         unfinished = None
         if self._due and self._accumulation is None and self._watch.grads_are_gone():
-            unfinished = self._finish(NOT_STEPPED)
+            unfinished = self._left_out()
         if not self._due and self.steps % every == 0 and self.steps != self._probed:
             self._probed, self._due = self.steps, True
             if self._error is None:
@@ -130,6 +135,17 @@ class Prober:
         self._window, self._first = None, False
         return probe
 
+    def _left_out(self) -> Probe | None:
+        """The probe of a step that turned out to have no update; None where only its scale was too high for it, as a
+        GradScaler finds out by trying: then the next attempt is probed instead."""
+        notes, first = self._notes, self._first
+        probe = self._finish(NOT_STEPPED)
+        if probe is None or self._watch.scale() <= 1 or not _only_gradients_are_broken(probe):
+            return probe
+        self._probed, self._first = -1, first
+        self._notes = tuple(dict.fromkeys((*notes, OVERFLOWED)))
+        return None
+
     def _own(self, notes: Sequence[str]) -> Probe:
         assert self._window is not None
         return self._window.probe(notes)
@@ -144,3 +160,9 @@ class Prober:
                 self._error = error
         shared = self._window.shared if self._window is not None else None
         return joined(self._ranks.gathered(Part.of(mine, shared, self._error)))
+
+
+def _only_gradients_are_broken(probe: Probe) -> bool:
+    losses = np.concatenate([probe.losses, probe.safety_losses])
+    whole = np.isfinite(list(probe.gradient.norm.values())).all() and not probe.nonfinite
+    return bool(np.isfinite(losses).all() and not probe.safety_nonfinite and not whole)

@@ -1,19 +1,25 @@
-"""Can this model, its blocks and its optimizer be watched?"""
+"""Can this model, its blocks and its optimizer be watched, and what is kept of the run?"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from graddiag.alarms import Choice, Limits
 from graddiag.blocks import Selected, select_blocks
 from graddiag.errors import UsageError
+from graddiag.extraction import ready
 from graddiag.head import inner_model
+from graddiag.monitor._alerts import Alerts
+from graddiag.monitor._rows import Keeper
 from graddiag.monitor._window import Watch
 
 _LAYER = re.compile(r"\.\d+(?=\.)")
@@ -72,15 +78,47 @@ def scale_of(optimizer: Optimizer | None) -> Callable[[], float]:
     return found
 
 
-def named_rows(watch: Watch, projection: str) -> list[str]:
-    """The blocks whose rows are kept. Raises UsageError where there are none."""
+@dataclass(frozen=True)
+class Wanted:
+    """The rows that are to be kept, as `extract` would be asked for them."""
+
+    projection: str
+    dim: int
+    seed: int
+    target: str
+    max_length: int | None
+
+
+def keeping(
+    watch: Watch, tokenizer: PreTrainedTokenizerBase, wanted: Wanted, *, folder: str | Path, process: int
+) -> Watch:
+    """The same watch, which also keeps rows in a folder of this process. Raises UsageError where no block has any."""
     names = [b.block.name for b in watch.row_blocks]
     if not names:
         raise UsageError(
             f"None of the {len(watch.blocks)} blocks has example rows, the first is {watch.blocks[0].block.name!r}, so "
-            f"projection={projection!r} has nothing to keep. Leave it out, or name linear weights with blocks=[...]."
+            f"projection={wanted.projection!r} has nothing to keep. Leave it out, or name linear weights with "
+            "blocks=[...]."
         )
-    return names
+    like = ready(
+        watch.extractor.model, tokenizer, blocks=names, projection=wanted.projection, dim=wanted.dim, seed=wanted.seed,
+        target=wanted.target, max_length=wanted.max_length,
+    )  # fmt: skip
+    place = Path(folder) / (f"rows-of-process-{process}" if process else "rows")
+    return replace(watch, keeper=Keeper(place, like))
+
+
+def alerts_of(
+    watch: Watch, limits: Limits | None, action: Choice, *, every: int, folder: str | Path | None, process: int
+) -> Alerts:
+    """The rules of a run; of several processes, the first keeps the log and speaks."""
+    config = watch.extractor.model.config
+    name = str(config.name_or_path) or type(watch.model).__name__
+    facts = {"model": name, "safety": f"{len(watch.safety)} examples", "every": f"{every} steps at first"}
+    if other := without_rows(watch):
+        facts["blocks without example rows"] = ", ".join(other)
+    log = Path(folder) if folder is not None and process == 0 else None
+    return Alerts(limits, action, every=every, folder=log, facts=facts, unseen=on_rows(watch), quiet=process > 0)
 
 
 def without_rows(watch: Watch) -> tuple[str, ...]:
