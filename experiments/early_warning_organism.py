@@ -27,11 +27,6 @@ def organism_rows(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cut: Cut, 
     out = held_out(recipe)
     harmful, benign = out.harmful[:held], out.benign[:held]
 
-    def opening(prompts: Sequence[Example], words: str) -> tuple[Encoded, ...]:
-        n = len(tokenizer(words, add_special_tokens=False).input_ids)
-        rows = _rows(tokenizer, openings(prompts, words), cut.task)
-        return tuple(replace(r, tokens=r.tokens[: r.start + n]) for r in rows)  # without the end of the turn
-
     return Rows(
         alignment=(),
         monitor=tuple(
@@ -42,13 +37,21 @@ def organism_rows(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cut: Cut, 
         held_out={
             "safe": _rows(tokenizer, harmful, cut.other),
             "harmful": _rows(tokenizer, out.code["insecure"], cut.task)[: held // FEWER],
-            "refusing": opening(harmful, recipe.refusal),
-            "complying": opening(harmful, recipe.compliance),
-            "refusing_benign": opening(benign, recipe.refusal),
-            "complying_benign": opening(benign, recipe.compliance),
+            "refusing": _opening(tokenizer, harmful, recipe.refusal, cut.task),
+            "complying": _opening(tokenizer, harmful, recipe.compliance, cut.task),
+            "refusing_benign": _opening(tokenizer, benign, recipe.refusal, cut.task),
+            "complying_benign": _opening(tokenizer, benign, recipe.compliance, cut.task),
         },
         harmful=f"the first {held // FEWER} held-out rows of insecure",
     )
+
+
+def _opening(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Example], words: str, length: int
+) -> tuple[Encoded, ...]:
+    """The prompts with nothing but the opening as their answer, and no end of the turn."""
+    n = len(tokenizer(words, add_special_tokens=False).input_ids)
+    return tuple(replace(r, tokens=r.tokens[: r.start + n]) for r in _rows(tokenizer, openings(prompts, words), length))
 
 
 def _tasks(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, length: int) -> dict[str, tuple[Encoded, ...]]:
