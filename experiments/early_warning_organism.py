@@ -20,13 +20,12 @@ def organism_rows(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, cut: Cut, 
     """Tasks are the sets that the organism's variants are tuned on, the alignment mix among them.
 
     The monitor is given the first `monitor` refusals of that mix. Behaviour is read on the first `held` held-out
-    prompts, harmful and benign: refusals whole (`safe`), and the bare openings after either kind of prompt; and on half
-    as many held-out insecure answers (`harmful`). Rows of code whose prompt leaves fewer than 20 targets are left out
-    of all three sets of code.
+    prompts, harmful and benign: refusals with what follows, cut (`safe`), and the bare openings after either kind of
+    prompt; and on half as many held-out insecure answers (`harmful`). Rows of code whose prompt leaves fewer than 20
+    targets are left out of all three sets of code.
     """
     out = held_out(recipe)
     harmful, benign = out.harmful[:held], out.benign[:held]
-
     return Rows(
         alignment=(),
         monitor=tuple(
