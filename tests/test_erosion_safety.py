@@ -20,6 +20,7 @@ QUESTION = "The update changes the loss on safe answers to first order"
 GIVEN = {"left": None, "right": None, "harmful": None, "benign": None, "layers": [3], "next_tokens": 0}
 ASK = {**GIVEN, "safety_gradient": True}
 STEP = 1e-3
+FLOAT32 = 2e-5  # what a cosine may differ where its gradient is summed otherwise
 
 
 def gradients(model, tokenizer, rows) -> dict[str, torch.Tensor]:
@@ -54,9 +55,9 @@ def done(models, tmp_path_factory):
     return run(tmp_path_factory.mktemp("run"), aligned="tiny", tuned=models["aside"], **ASK)
 
 
-def near(value, tolerance):
+def near(value, tolerance, absolute=1e-6):
     """The number, or nothing where it is undefined."""
-    return value if value is None else pytest.approx(value, rel=tolerance, abs=1e-6)
+    return value if value is None else pytest.approx(value, rel=tolerance, abs=absolute)
 
 
 def answer(found):
@@ -69,8 +70,11 @@ def check_against_autograd(found, tuned, aligned):
     expected = compare_weights(other, model, safety=gradients(model, tokenizer, SETS["safety"]))
     for block, keys in {"": expected.summary(), **expected.block_summary()}.items():
         own = found.findings.weights.block_summary()[block] if block else found.summary()
-        for key in ("weights/safety_cosine", "weights/safety_cosine/chance_sd", "weights/safety_change"):
-            assert own[key] == near(keys[key], 1e-3), (block, key)  # float32, summed otherwise
+        cosine, change = keys["weights/safety_cosine"], keys["weights/safety_change"]
+        length = 1.0 if cosine is None else abs(change / cosine)  # of update and gradient, multiplied
+        assert own["weights/safety_cosine"] == near(cosine, 0, FLOAT32), block
+        assert own["weights/safety_change"] == near(change, 0, FLOAT32 * length), block
+        assert own["weights/safety_cosine/chance_sd"] == near(keys["weights/safety_cosine/chance_sd"], 1e-3), block
 
 
 def test_the_gradient_is_that_of_autograd_in_every_block(models, done):
