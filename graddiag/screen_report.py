@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from graddiag.files import disk_named, write_atomically, write_json
+from graddiag.folder import Folder
 from graddiag.ranking import Ranking
 from graddiag.screen_verdict import Screening, screen_verdict
 from graddiag.statistics import optional
@@ -17,6 +18,7 @@ from graddiag.tables import Cell, Table, to_csv
 from graddiag.text import visible
 
 SCHEMA = 1
+REPORT, ROWS = "report.json", "tables/rows.csv"
 DROP, KEEP = "drop.jsonl", "keep.jsonl"
 ROWS_IN_JSON = 1_000  # the most harmful rows; all of them are in tables/rows.csv
 COLUMNS = (
@@ -52,7 +54,7 @@ class Screened:
         """Where things are, and how fast it went."""
         rate = self.found.rate
         said = "nothing was measured in this call" if math.isnan(rate) else f"{rate:.3g} rows per second"
-        return [f"Rows: {self.out / 'tables' / 'rows.csv'}, {self.out / DROP}, {self.out / KEEP} ({said})"]
+        return [f"Rows: {self.out / ROWS}, {self.out / DROP}, {self.out / KEEP} ({said})"]
 
 
 def write_screening(found: Screening, out: Path, rows: Iterable[tuple[str, str]]) -> Screened:
@@ -67,10 +69,18 @@ def write_screening(found: Screening, out: Path, rows: Iterable[tuple[str, str]]
     with disk_named(out):
         (out / "tables").mkdir(parents=True, exist_ok=True)
         text = to_csv(table).encode("utf-8", "backslashreplace")
-        write_atomically(out / "tables" / "rows.csv", lambda p: p.write_bytes(text))
+        write_atomically(out / ROWS, lambda p: p.write_bytes(text))
         _write_lists(found.ranking, found.share, out, rows)
-        write_json(out / "report.json", _content(found, table, lines, warnings))
+        write_json(out / REPORT, _content(found, table, lines, warnings))
     return Screened(found, out, lines, warnings)
+
+
+def forget_screening(out: Path) -> None:
+    """Removes the report and the lists of another screening, before rows change that they speak of.
+
+    Raises UsageError where the folder cannot be written.
+    """
+    Folder(out).remove([REPORT, ROWS, KEEP, DROP])
 
 
 def row_table(ranking: Ranking, share: float) -> Table:

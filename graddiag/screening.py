@@ -24,7 +24,7 @@ from graddiag.parts import PART_ROWS, check_source, read_parts, rows_as_json, se
 from graddiag.preparation import How, Prepared, prepare
 from graddiag.ranking import Scalars, check_choice, rank_rows
 from graddiag.reference_means import Known, Saving, measure_references
-from graddiag.screen_report import Screened, write_screening
+from graddiag.screen_report import Screened, forget_screening, write_screening
 from graddiag.screen_verdict import Screening
 
 DROP = 0.1  # share of the rows to drop where nobody says
@@ -66,6 +66,8 @@ def screen(
     prepared = prepare({"safety": safety} | ({} if harmful is None else {"harmful": harmful}), **_exact(how))
     folder = Path(out) if out else default_folder(name, prepared.model)
     saving = Saving(batch_tokens, overwrite, quiet)
+    if overwrite:
+        forget_screening(folder)
     known = _references(prepared, folder, saving, max_nonfinite)
     parts = _Parts(known, prepared, how, saving, max_nonfinite, part_rows)
     started = time.monotonic()

@@ -147,6 +147,20 @@ def test_other_safety_rows_are_refused_in_the_same_folder_and_replaced_on_reques
     assert column(tmp_path / "run", "score").tolist() == column(tmp_path / "fresh", "score").tolist()
 
 
+def test_a_screening_that_is_stopped_while_it_replaces_another_leaves_no_old_list(tiny, tmp_path, monkeypatch):
+    old = run(tmp_path / "run", tiny)
+    for name in ("report.json", "keep.jsonl", "drop.jsonl", "tables/rows.csv"):
+        assert (old.out / name).exists()
+
+    def stopping(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(screening, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", tiny, safety=rows_of("safety", 8)[2:], overwrite=True)
+    assert [p.name for p in old.out.rglob("*") if p.suffix in {".jsonl", ".csv"} or p.name == "report.json"] == []
+
+
 def test_keep_and_drop_are_the_rows_themselves_in_the_order_of_the_set(tiny, tmp_path):
     rows = [r | {"source": {"page": k, "weight": math.nan}} for k, r in enumerate(rows_of("insecure", 12))]
     file = tmp_path / "mine.jsonl"
