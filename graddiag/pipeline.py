@@ -88,15 +88,11 @@ def compare(
         raise UsageError(f"There is no --pairs {pairs!r}. Allowed: {', '.join(PAIR_KINDS)}.")
     edits = edits_of(strip_left=strip_left, strip_right=strip_right, append_left=append_left, append_right=append_right)
     prepared = prepare(_roles(left, right, safety, controls), edits=edits, **how)
-    names = (prepared.name("left"), prepared.name("right"), prepared.model)
-    folder = Path(out) if out else default_out(*names)
+    folder = Path(out) if out else default_out(prepared.name("left"), prepared.name("right"), prepared.model)
     if overwrite:
         forget_run(folder)
-    tables = dict(prepared.saved)
-    products: Mapping[str, PairProducts] = {}
-    strangers: Mapping[str, PairProducts] = {}
+    found, choice = _Found({}, {}, {}), None
     engine: tuple[str, ...] = ()
-    choice = None
     if _leaves_the_choice(prepared, how):
         prepared, choice = _chosen(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite, quiet=quiet)
     extractor = settle(prepared, folder, batch_tokens=batch_tokens, overwrite=overwrite)
@@ -107,11 +103,7 @@ def compare(
         state = state_for(extractor, optimizer)
         turns = turns_for(extractor, folder, mean_memory, safety=has_safety, optimizer=state is not None)
         run = Run(extractor, folder, batch_tokens, overwrite, quiet, max_nonfinite, token_scores, state, turns)
-        measured = run.all(prepared.encoded, exact_pairs=pairs == "exact")
-        tables |= measured.tables
-        products = measured.products
-        if extractor.space.projection != "exact":
-            strangers = _strangers(run, prepared.encoded, exact_pairs=pairs == "exact")
+        found = _measured(run, prepared.encoded, exact_pairs=pairs == "exact")
         engine = tuple(dict.fromkeys((*extractor.notes, *(() if overwrite else engine_notes(folder)))))
     kept = Analysis(
         center=center,
@@ -120,14 +112,32 @@ def compare(
         notes=tuple(dict.fromkeys((*prepared.notes, *([choice.note] if choice and choice.note else [])))),
         engine=engine,
         command=command,
-        exact_pairs=bool(products),
+        exact_pairs=bool(found.products),
         edits=edits,
-        strangers=AUDIT in strangers,
-        edited_strangers=EDITED_AUDIT in strangers,
+        strangers=AUDIT in found.strangers,
+        edited_strangers=EDITED_AUDIT in found.strangers,
     )
+    tables = {**prepared.saved, **found.tables}
     keep_texts(folder, prepared.texts)
     save_run(folder, tables, list(prepared.saved), kept, overwrite=overwrite)
-    return conclude(tables, products, kept, folder, strangers=strangers, figures=figures)
+    return conclude(tables, found.products, kept, folder, strangers=found.strangers, figures=figures)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was measured: tables by role, exact products of pairs and of rows that are no partners, by their folder."""
+
+    tables: Mapping[str, Signals]
+    products: Mapping[str, PairProducts]
+    strangers: Mapping[str, PairProducts]
+
+
+def _measured(run: Run, encoded: Mapping[str, EncodedSet], *, exact_pairs: bool) -> _Found:
+    """All sets; and where rows are projected, the exact products that the projection is audited with."""
+    done = run.all(encoded, exact_pairs=exact_pairs)
+    projected = run.extractor.space.projection != "exact"
+    strangers = _strangers(run, encoded, exact_pairs=exact_pairs) if projected else {}
+    return _Found(done.tables, done.products, strangers)
 
 
 def _strangers(run: Run, encoded: Mapping[str, EncodedSet], *, exact_pairs: bool) -> dict[str, PairProducts]:
