@@ -22,6 +22,21 @@ def tiny():
     return load_model("tiny")
 
 
+def stopped(monkeypatch, after):
+    """Interrupts the program in a batch of this number; a list that has an item for every batch so far."""
+    calls = []
+    measure = extraction.Extractor.measure
+
+    def stop(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return measure(self, *args, **kwargs)
+
+    monkeypatch.setattr(extraction.Extractor, "measure", stop)
+    return calls
+
+
 def test_the_same_call_again_measures_nothing_and_says_the_same(tmp_path, tiny, monkeypatch):
     first = run(tmp_path, tiny)
     monkeypatch.setattr(extraction.Extractor, "measure", lambda *_, **__: pytest.fail("measured again"))
@@ -34,16 +49,7 @@ def test_the_same_call_again_measures_nothing_and_says_the_same(tmp_path, tiny, 
 def test_a_run_that_is_stopped_while_it_replaces_another_has_no_report(tmp_path, tiny, monkeypatch, after):
     run(tmp_path, tiny, figures=True)
     assert (tmp_path / "figures" / "conflict.svg").exists()
-    calls = []
-    measure = extraction.Extractor.measure
-
-    def stop(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == after:
-            os.kill(os.getpid(), signal.SIGINT)
-        return measure(self, *args, **kwargs)
-
-    monkeypatch.setattr(extraction.Extractor, "measure", stop)
+    stopped(monkeypatch, after)
     with pytest.raises(Interrupted):
         run(tmp_path, tiny, n=4, batch_tokens=500, overwrite=True)
     with pytest.raises(DataError, match="not a finished run"):
@@ -56,16 +62,8 @@ def test_a_run_that_is_stopped_while_it_replaces_another_has_no_report(tmp_path,
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_an_interrupted_run_continues_to_the_same_numbers(tmp_path, tiny, monkeypatch, after):
     straight = run(tmp_path / "straight", tiny, batch_tokens=500)
-    calls = []
     measure = extraction.Extractor.measure
-
-    def stop(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == after:
-            os.kill(os.getpid(), signal.SIGINT)
-        return measure(self, *args, **kwargs)
-
-    monkeypatch.setattr(extraction.Extractor, "measure", stop)
+    calls = stopped(monkeypatch, after)
     with pytest.raises(Interrupted) as caught:
         run(tmp_path / "broken", tiny, batch_tokens=500)
     assert caught.value.number == signal.SIGINT

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import build
+from read_weights import check_same
 from safetensors.torch import load_file, save_file
 from three_tiny import noise
 from tiny_models import save
@@ -17,7 +18,6 @@ from graddiag.errors import DataError
 from graddiag.model_set import model_set
 from graddiag.models import load_model
 from graddiag.weight_changes import compare_weights
-from graddiag.weight_reading import weight_entries
 
 KINDS = ("mixtral", "qwen3-moe")
 
@@ -43,14 +43,7 @@ def folders(request, tmp_path_factory) -> dict[str, Path]:
 
 def test_files_have_a_tensor_for_each_expert_and_every_parameter_is_read(folders: dict[str, Path]) -> None:
     assert any(".experts.0." in name for name in load_file(folders["aligned"] / "model.safetensors"))
-    found = sources.weight_sources(model_set(**folders))
-    for role, folder in folders.items():
-        loaded = weight_entries(load_model(folder, device="cpu")[0], role)
-        assert list(found[role]) == list(loaded)
-        for name, entry in loaded.items():
-            read = found[role][name]
-            assert read.shape == entry.shape
-            assert torch.equal(read.read().float(), entry.read()), (role, name)
+    check_same(folders)
 
 
 def test_the_comparison_from_files_is_that_of_loaded_models_and_has_the_experts(folders: dict[str, Path]) -> None:

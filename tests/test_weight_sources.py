@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from read_weights import check_same
 from safetensors.torch import load_file, save_file
 from three_tiny import changed, noise
 from tiny_models import edit_json, save_adapter
@@ -18,7 +19,6 @@ from graddiag.errors import DataError
 from graddiag.model_set import model_set
 from graddiag.models import load_model
 from graddiag.weight_changes import compare_weights
-from graddiag.weight_reading import weight_entries
 
 
 def _adapter(folder: Path, base: Path | str = "tiny", **settings: object) -> Path:
@@ -36,32 +36,20 @@ def _adapter(folder: Path, base: Path | str = "tiny", **settings: object) -> Pat
     return folder
 
 
-def _check_same(given: dict[str, Path | str]) -> None:
-    """Every parameter of every role, under the same names in the same order, to the last bit."""
-    found = sources.weight_sources(model_set(**given, device="cpu"))
-    for role, name in given.items():
-        loaded = weight_entries(load_model(name, device="cpu")[0], role)
-        assert list(found[role]) == list(loaded)
-        for parameter, entry in loaded.items():
-            read = found[role][parameter]
-            assert read.shape == entry.shape
-            assert torch.equal(read.read().float(), entry.read()), (role, parameter)
-
-
 def test_of_folders_with_one_file_with_several_and_of_a_built_in_model(tmp_path: Path) -> None:
     one = changed(tmp_path / "one", noise(0.2, 1))
     model, tokenizer = load_model("tiny", device="cpu")
     model.save_pretrained(tmp_path / "several", max_shard_size="100KB")
     tokenizer.save_pretrained(tmp_path / "several")
     assert len(list((tmp_path / "several").glob("*.safetensors"))) > 1
-    _check_same({"base": one, "aligned": tmp_path / "several", "tuned": "tiny"})
+    check_same({"base": one, "aligned": tmp_path / "several", "tuned": "tiny"})
 
 
 def test_of_a_checkpoint_whose_names_lack_the_prefix_of_the_model(tmp_path: Path) -> None:
     folder = changed(tmp_path / "bare", noise(0.2, 1))
     file = folder / "model.safetensors"
     save_file({k.removeprefix("model."): v for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
-    _check_same({"aligned": folder})
+    check_same({"aligned": folder})
 
 
 @pytest.mark.parametrize(
@@ -77,9 +65,9 @@ def test_of_a_checkpoint_whose_names_lack_the_prefix_of_the_model(tmp_path: Path
 def test_of_adapters_of_several_kinds_on_one_base(tmp_path: Path, settings: dict[str, object]) -> None:
     base = changed(tmp_path / "base", noise(0.2, 1))
     tuned = _adapter(tmp_path / "tuned", base, **settings)
-    _check_same({"aligned": base, "tuned": tuned})
-    _check_same({"base": base, "aligned": _adapter(tmp_path / "aligned", base), "tuned": tuned})
-    _check_same({"aligned": "tiny", "tuned": _adapter(tmp_path / "on_tiny", **settings)})
+    check_same({"aligned": base, "tuned": tuned})
+    check_same({"base": base, "aligned": _adapter(tmp_path / "aligned", base), "tuned": tuned})
+    check_same({"aligned": "tiny", "tuned": _adapter(tmp_path / "on_tiny", **settings)})
 
 
 def test_no_tensor_stays_in_memory_once_it_was_read(tmp_path: Path) -> None:
