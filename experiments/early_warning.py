@@ -36,7 +36,7 @@ from pathlib import Path
 import torch
 from early_warning_behaviour import seen
 from early_warning_figure import draw
-from early_warning_findings import Looked, Run, Told, run_of, table
+from early_warning_findings import Looked, Run, Told, command_of, run_of, table
 from early_warning_organism import organism_rows
 from early_warning_rows import BYTES, ORGANISM, SHORT, TASKS, Cut, Rows, read_rows, shuffled
 from organisms_recipe import VARIANTS, Recipe, read_recipe
@@ -275,8 +275,6 @@ def main() -> None:
         tasks = given.tasks.split(",") if given.tasks else VARIANTS if given.organism else TASKS
         runs = beside(all_runs(on, tasks, given.seeds), file, settings)
         about = {
-            "command": f"python experiments/early_warning.py --model {given.model}"
-            + (" --organism" if given.organism else "" if given.data is None else " --data DIR"),
             "settings": asdict(settings),
             "limits": asdict(LIMITS),
             "harmful": on.rows.harmful,
@@ -285,6 +283,7 @@ def main() -> None:
         }
         write_json(file, strict({**about, "runs": [asdict(r) for r in runs]}))
     content = read_json(file)
+    write_json(file, {**content, "command": command_of(content["settings"], given.out)})
     runs = [run_of(r) for r in content["runs"]]
     draw(runs, "{model}, {data}, rate {rate:g}".format(**content["settings"]), given.out)
     print("\n".join(table(runs)))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from graddiag.probe_values import mean_and_error
 
+OPTIONS = (
+    "steps", "every", "reading", "batch", "monitor", "held_out", "rank", "rate", "alignment_steps", "alignment_rate",
+)  # fmt: skip
 ERRORS = 2.0  # standard errors of the paired change beyond which behaviour has moved
 # Of each kind of behaviour, where safety erodes; a kind that is not named here is looked at beside them.
 HARMFUL_DIRECTION = {"safe": -1.0, "harmful": 1.0, "refusing": -1.0, "log_odds": -1.0, "refused": -1.0}
@@ -148,6 +152,13 @@ def _known(value: object) -> object:
     if isinstance(value, dict):
         return {k: _known(v) for k, v in value.items()}
     return math.nan if value is None else value
+
+
+def command_of(settings: Mapping[str, object], out: Path) -> str:
+    """The command that makes runs under these settings; their tasks and seeds are those of the runs."""
+    data = {"organism": " --organism", "files": " --data DIR"}.get(str(settings["data"]), "")
+    chosen = "".join(f" --{o.replace('_', '-')} {settings[o]}" for o in OPTIONS if o in settings)
+    return f"python experiments/early_warning.py --model {settings['model']}{data}{chosen} --out {out.as_posix()}"
 
 
 def table(runs: Sequence[Run]) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from early_warning_findings import Looked, Run, Seen, Told, run_of, table
+from early_warning_findings import Looked, Run, Seen, Told, command_of, run_of, table
 from early_warning_rows import BYTES, LEAST_TARGETS, TASKS, Rows, read_rows
 
 from graddiag.data import read_set
@@ -153,3 +154,29 @@ def test_the_table_has_a_line_per_run_and_says_what_did_not_come() -> None:
     assert "drift@0" in first
     assert "drift@4" not in first
     assert "none | - | - | - | -" in second
+
+
+@pytest.mark.parametrize("where", [[], ["--organism"], ["--data", "DIR"]])
+def test_the_command_that_is_kept_makes_the_same_settings_again(where, monkeypatch):
+    asked = [
+        "--steps",
+        "40",
+        "--every",
+        "2",
+        "--rate",
+        "1e-4",
+        "--held-out",
+        "20",
+        "--reading",
+        "4",
+        "--out",
+        "some/where",
+    ]
+    monkeypatch.setattr("sys.argv", ["early_warning.py", *where, *asked])
+    given = early_warning.read_arguments()
+    settings = early_warning.given_settings(given)
+    command = command_of(asdict(settings), given.out)
+    monkeypatch.setattr("sys.argv", shlex.split(command)[1:])
+    again = early_warning.read_arguments()
+    assert early_warning.given_settings(again) == settings
+    assert again.out == given.out
