@@ -28,8 +28,8 @@ def draw(found: dict[str, dict[str, object]], target: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), list(reversed(names)))
     axes.set_xlabel(
-        "share of a step that is not monitored, median and range: blue the step alone, red its aim,\n"
-        "yellow with the pass over the safety set"
+        "share of a step that is not monitored, median and range:\nblue the step alone, red its aim, yellow with the "
+        "pass over the safety set"
     )
     for form in ("svg", "png"):
         figure.savefig(target.with_suffix(f".{form}"), dpi=150)
